@@ -1,0 +1,27 @@
+"""Fixtures of the kernels' tests: the interpreter's worker, fresh seeds that failures show."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from interpreted import Interpreter
+
+
+@pytest.fixture(scope="session")
+def interpreter() -> Iterator[Interpreter]:
+    """Triton's interpreter, in its own process."""
+    worker = Interpreter()
+    yield worker
+    worker.close()
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A fresh seed for each test, shown if it fails; MVOS_SEED repeats one."""
+    seed = int(os.environ.get("MVOS_SEED") or secrets.randbits(32))
+    print(f"to repeat: MVOS_SEED={seed}")
+    return np.random.default_rng(seed)
