@@ -65,7 +65,8 @@ def memory_read_variant(
     target: str, dtype: str, key_dim: int, value_dim: int, block_v: int
 ) -> Variant:
     """The memory read for one shape class and value width."""
-    tile = tiles.table()["memory_read"][target][tiles.read_class(dtype, key_dim, block_v)]
+    shape_class = tiles.read_class(dtype, key_dim, value_dim, block_v)
+    tile = tiles.table()["memory_read"][target][shape_class]
     block_m, block_n = tile.block
     pointer = _CTYPES[dtype]
     return Variant(

@@ -1,10 +1,11 @@
 """Tile sizes and launch plans: an explicit table, no autotuner at run time.
 
 ``tiles.json`` holds one entry per (op, architecture, shape class). The entries that ship were
-chosen without a GPU: no spills, shared memory within the card's limit, and the most blocks that fit
-on a multiprocessor. ``python -m kernels.tune`` replaces them with measured ones where there is a
-GPU. The shape classes of ``memory_read`` are ``"<dtype> ck<Ck> v<block_v>"``; the image operations
-have the one class ``"pixels"``.
+chosen without a GPU, from the compiled code alone: no spills, shared memory within the limit,
+two or three blocks to a multiprocessor where that can be had. ``python -m kernels.tune`` replaces
+them with measured ones where there is a GPU. The shape classes of ``memory_read`` are
+``"<dtype> ck<Ck> v<value columns>"``, with columns ``2x64`` where two objects share a block; the
+image operations have the one class ``"pixels"``.
 
 The number of memory splits depends on the shape, so a model picks it (``plan_memory_read``). The C
 library holds the same integer arithmetic, and a test compares the two.
@@ -115,9 +116,15 @@ def nearest_arch(major: int, minor: int) -> str:
     return known[-1]
 
 
-def read_class(dtype: str, key_dim: int, block_v: int) -> str:
-    """The shape class of a memory read. ``dtype``: ``"fp16"`` or ``"fp32"``."""
-    return f"{dtype} ck{key_dim} v{block_v}"
+def read_class(dtype: str, key_dim: int, value_dim: int, block_v: int) -> str:
+    """The shape class of a memory read. ``dtype``: ``"fp16"`` or ``"fp32"``.
+
+    >>> read_class("fp16", 64, 512, block_v=128), read_class("fp16", 64, 64, block_v=128)
+    ('fp16 ck64 v128', 'fp16 ck64 v2x64')
+    """
+    shared = block_v > value_dim
+    columns = f"{block_v // value_dim}x{value_dim}" if shared else str(block_v)
+    return f"{dtype} ck{key_dim} v{columns}"
 
 
 def value_block(dtype: str, objects: int, value_dim: int) -> int:
@@ -167,7 +174,7 @@ def plan_memory_read(
 ) -> ReadPlan:
     """The launch of ``memory_read`` for a shape on a card: a tile by table, splits by model."""
     block_v = value_block(dtype, objects, value_dim)
-    tile = table()["memory_read"][arch][read_class(dtype, key_dim, block_v)]
+    tile = table()["memory_read"][arch][read_class(dtype, key_dim, value_dim, block_v)]
     block_m, block_n = tile.block
     blocks = cdiv(positions, block_m) * cdiv(objects * value_dim, block_v)
     steps = reads * cdiv(positions, block_n)
