@@ -1,0 +1,1 @@
+"""The C library's sources; ``embed`` runs in its build."""

@@ -1,0 +1,108 @@
+/* A stand-in for libcuda that runs nothing and records everything, for check_launches.py. */
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+typedef struct fake_launch {
+    char kernel[64];
+    const unsigned char *image;
+    unsigned grid[3], block[3], shared;
+    void *stream;
+    int parameters;
+    uint64_t values[32];
+} fake_launch;
+
+/* Set by the test. A layout has a letter for each parameter of a kernel: p pointer, i int32. */
+int fake_major = 8, fake_minor = 6, fake_multiprocessors = 84, fake_has_context = 1;
+char fake_failing[64], fake_layout_read[32], fake_layout_merge[32];
+
+/* Read by the test. */
+fake_launch fake_launches[8];
+int fake_launch_count, fake_load_count, fake_inits;
+int fake_attribute_value; /* the last CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES */
+
+static struct {
+    const unsigned char *image;
+    char kernel[64];
+} modules[64];
+
+#define FAIL_IF_ASKED(name) \
+    if (strcmp(fake_failing, name) == 0) return 719
+
+int cuInit(unsigned flags) {
+    FAIL_IF_ASKED("cuInit");
+    fake_inits++;
+    return flags == 0 ? 0 : 1;
+}
+
+int cuGetErrorString(int error, const char **text) {
+    *text = error == 719 ? "unspecified launch failure" : "invalid argument";
+    return 0;
+}
+
+int cuCtxGetCurrent(void **context) {
+    *context = fake_has_context ? modules : NULL;
+    return 0;
+}
+
+int cuCtxGetDevice(int *device) {
+    FAIL_IF_ASKED("cuCtxGetDevice");
+    *device = 3;
+    return 0;
+}
+
+int cuDeviceGetAttribute(int *value, int attribute, int device) {
+    FAIL_IF_ASKED("cuDeviceGetAttribute");
+    if (device != 3) return 101;
+    if (attribute == 16) *value = fake_multiprocessors;
+    else if (attribute == 75) *value = fake_major;
+    else if (attribute == 76) *value = fake_minor;
+    else return 1;
+    return 0;
+}
+
+int cuLibraryLoadData(void **library, const void *code, void *a, void **b, unsigned c, void *d,
+                      void **e, unsigned f) {
+    FAIL_IF_ASKED("cuLibraryLoadData");
+    if (a || b || c || d || e || f || memcmp(code, "\177ELF", 4) != 0) return 1;
+    modules[fake_load_count].image = code;
+    *library = &modules[fake_load_count++];
+    return 0;
+}
+
+int cuLibraryGetKernel(void **kernel, void *library, const char *name) {
+    FAIL_IF_ASKED("cuLibraryGetKernel");
+    snprintf(((__typeof__(&modules[0]))library)->kernel, 64, "%s", name);
+    *kernel = library;
+    return 0;
+}
+
+int cuKernelSetAttribute(int attribute, int value, void *kernel, int device) {
+    FAIL_IF_ASKED("cuKernelSetAttribute");
+    if (attribute != 8 || kernel == NULL || device != 3) return 1;
+    fake_attribute_value = value;
+    return 0;
+}
+
+int cuLaunchKernel(void *kernel, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
+                   unsigned bz, unsigned shared, void *stream, void **parameters, void **extra) {
+    __typeof__(&modules[0]) module = kernel;
+    fake_launch *l = &fake_launches[fake_launch_count % 8];
+    const char *layout = strstr(module->kernel, "merge") ? fake_layout_merge : fake_layout_read;
+    FAIL_IF_ASKED("cuLaunchKernel");
+    if (extra != NULL) return 1;
+    snprintf(l->kernel, sizeof l->kernel, "%s", module->kernel);
+    l->image = module->image;
+    l->grid[0] = gx, l->grid[1] = gy, l->grid[2] = gz;
+    l->block[0] = bx, l->block[1] = by, l->block[2] = bz;
+    l->shared = shared;
+    l->stream = stream;
+    for (l->parameters = 0; layout[l->parameters]; l->parameters++) {
+        /* The driver reads as many bytes as the kernel's parameter has, and so do we. */
+        l->values[l->parameters] = layout[l->parameters] == 'p'
+                                       ? *(uint64_t *)parameters[l->parameters]
+                                       : *(uint32_t *)parameters[l->parameters];
+    }
+    fake_launch_count++;
+    return 0;
+}
