@@ -6,12 +6,14 @@ Notation: K objects, image H×W (multiples of 16), grid h×w = H/16 × W/16, N =
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from engine.model.backbones import MobileNetV2, ResNet18
 from engine.model.layers import ASPP, CBAM, ResBlock, UpBlock
@@ -39,7 +41,7 @@ class Features(NamedTuple):
 
 
 class ValueFuser(nn.Module):
-    """Fuses the mask-aware feature with the query's into a value, [B, 2·C16, h, w] → [B, V, h, w]."""
+    """Mask-aware and query feature to a value, [B, 2·C16, h, w] → [B, V, h, w]."""
 
     def __init__(self, cin: int, cout: int) -> None:
         super().__init__()
@@ -146,3 +148,18 @@ def aggregate(masks: Tensor, dim: int = 0) -> Tensor:
     p = torch.cat([(1 - p).prod(dim, keepdim=True), p], dim).clamp(1e-7, 1 - 1e-7)
     odds = p / (1 - p)
     return odds / odds.sum(dim, keepdim=True)
+
+
+def fuse(model: MobileVOS) -> MobileVOS:
+    """Fold every batch norm into the convolution before it, in place; the outputs stay the same.
+
+    All weights that are shipped or exported have this form.
+    """
+    for parent in model.modules():
+        children = list(parent.named_children())
+        for (_, conv), (name, norm) in itertools.pairwise(children):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                fused = fuse_conv_bn_eval(conv, norm)
+                conv.weight, conv.bias = fused.weight, fused.bias
+                setattr(parent, name, nn.Identity())
+    return model

@@ -15,14 +15,14 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True)
 class Warp:
-    """Where each pixel of a crop comes from: x and y [H, W] in source pixels; ``zoom`` their step."""
+    """Where the pixels of a crop come from: x, y [H, W] in source pixels; ``zoom`` is their step."""
 
     x: F32
     y: F32
     zoom: float
 
     def image(self, frame: U8) -> U8:
-        """Sample frame [H0, W0, 3], mirrored at its borders; box-filtered first where it shrinks."""
+        """Sample frame [H0, W0, 3], mirrored at its borders; box-filtered where it shrinks."""
         x, y = self.x, self.y
         if self.zoom > 1.5:
             frame = cv2.resize(frame, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
@@ -47,7 +47,7 @@ def random_walk(
     source: tuple[int, ...],
     size: tuple[int, int],
 ) -> list[Warp]:
-    """Crops of ``size`` (height, width) that drift over a source (height, width, …) near ``target``.
+    """Crops of ``size`` (height, width) that drift over a source (height, width) near ``target``.
 
     Position, scale, rotation, shear and an elastic field each take a random walk whose steps are
     proportional to ``motion``; ``target`` (x, y) is somewhere inside the first crop.
@@ -87,7 +87,7 @@ def random_walk(
 
 
 def jitter_colours(rng: Rng, frames: list[U8]) -> list[F32]:
-    """Vary light, contrast, saturation, tint and sharpness over a clip, a little from frame to frame.
+    """Vary light, contrast, saturation, tint and sharpness of a clip, a little of it by frame.
 
     Frames [H, W, 3] uint8 in, float32 in −1…1 out.
     """

@@ -130,7 +130,7 @@ class Trainer:
         return self.folder / "checkpoint.pt"
 
     def save(self) -> None:
-        """Write the checkpoint under another name, then rename: a kill leaves the old or the new."""
+        """Write under another name, then rename: a kill leaves the old checkpoint or the new."""
         state = {
             "model": self.model.state_dict(),
             "ema": self.ema,
@@ -194,7 +194,7 @@ class Trainer:
         }
 
     def run(self, save_every: float = 120.0) -> None:
-        """Train to the end, with a progress bar, a line of JSON a step and a checkpoint now and then.
+        """Train to the end, with a progress bar, a line of JSON a step and checkpoints.
 
         ``save_every`` is in seconds.
         """
