@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from engine.errors import InputError, TruncatedVideoError
 
 if TYPE_CHECKING:
-    from av import Packet, VideoFrame
+    from av import VideoFrame
 
 Image8 = NDArray[np.uint8]
 
@@ -88,7 +88,7 @@ class Decoder:
                     raise
                 for picture in pictures:
                     count += 1
-                    yield picture  # type: ignore[misc]
+                    yield picture
         except (av.FFmpegError, OSError) as error:
             broken = reason(error)
             for picture in self._rest():
@@ -106,7 +106,7 @@ class Decoder:
                 "there are kept; for the rest, copy or download the video again"
             )
 
-    def _packets(self) -> Iterator[Packet]:
+    def _packets(self) -> Iterator[Any]:
         """The video's packets; a damaged one only if more follow, so that no half frame shows."""
         streams = [s for s in self._container.streams if s is self._stream or s.type == "audio"]
         start = (self._container.start_time or 0) / 1e6
@@ -151,7 +151,7 @@ def reason(error: Exception) -> str:
 
 def orientation(picture: VideoFrame) -> tuple[int, int, int, int]:
     """The signs (a, b, c, d) of a picture's display matrix: x' = a·x + c·y, y' = b·x + d·y."""
-    side = picture.side_data.get("DISPLAYMATRIX")
+    side: Any = picture.side_data.get("DISPLAYMATRIX")
     if side is None:
         return (1, 0, 0, 1)
     m = np.frombuffer(bytes(side), np.int32)[[0, 1, 3, 4]].astype(np.float64)

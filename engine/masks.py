@@ -159,9 +159,9 @@ def _colours_as_ids(numbers: Values, colours: Values, path: Path) -> tuple[Ids, 
     if len(colours) > 256:
         raise _too_many(path, len(colours) - 1)
     palette = {tuple(colour): i for i, colour in enumerate(davis_palette().tolist())}
-    known = [palette.get(tuple(colour)) for colour in colours.tolist()]
+    known = [palette.get(tuple(colour), -1) for colour in colours.tolist()]
     table = np.zeros(len(colours), np.uint8)
-    if None not in known:
+    if min(known) >= 0:
         table[:] = known
         how = "colours are taken as those of the DAVIS palette"
     else:
@@ -174,7 +174,8 @@ def _colours_as_ids(numbers: Values, colours: Values, path: Path) -> tuple[Ids, 
         table[order] = np.arange(1, len(order) + 1)
         ground = ("white" if background else "black") if background >= 0 else "no colour"
         how = f"colours are numbered in order of appearance, {ground} is background"
-    shown = [f"#{r:02x}{g:02x}{b:02x} = {i}" for (r, g, b), i in zip(colours.tolist(), table) if i]
+    named = zip(colours.tolist(), table, strict=True)
+    shown = [f"#{r:02x}{g:02x}{b:02x} = {i}" for (r, g, b), i in named if i]
     return table[numbers], f"{how}: {', '.join(shown[:6])}{', …' if len(shown) > 6 else ''}"
 
 

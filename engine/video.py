@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from engine.decoder import Decoder, Image8, upright_image, upright_size
 from engine.errors import InputError
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 _LIVE_SCHEMES = {"rtsp", "rtsps", "rtmp", "rtp", "udp", "srt"}
 
 
-class Frame(NamedTuple):
+@dataclass(frozen=True)
+class Frame:
     """A decoded frame: ``image`` uint8 RGB [H,W,3], ``time`` in seconds from the first frame."""
 
     index: int
@@ -99,8 +101,8 @@ class VideoSource:
         self, file: str, format: str | None = None, name: str | None = None, live: bool = False
     ) -> None:
         self.name, self.live = name or file, live
-        self._open = lambda: Decoder(file, format, self.name, live)
-        self._decoder = self._open()
+        self._how = (file, format, self.name, live)
+        self._decoder = Decoder(*self._how)
         self.fps, self.frame_count = self._decoder.fps, self._decoder.frame_count
         self._pictures = self._decoder.pictures()
         # The first picture is decoded here: only it tells the upright size, and that there is one.
@@ -135,7 +137,7 @@ class VideoSource:
             if self.live:
                 raise InputError(f"{self.name} is live and can be read only once")
             self._decoder.close()
-            self._decoder = self._open()
+            self._decoder = Decoder(*self._how)
             self._pictures = self._decoder.pictures()
         else:
             first, self._first = self._first, None

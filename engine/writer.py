@@ -39,7 +39,7 @@ class VideoWriter:
             self._container: Any = av.open(str(self._part), "w", format="mp4")
             codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
             rate = Fraction(fps).limit_denominator(1001)
-            stream = self._container.add_stream(codec, rate=rate)
+            stream: Any = self._container.add_stream(codec, rate=rate)
             stream.height, stream.width = height + self._pad[0], width + self._pad[1]
             stream.pix_fmt = "yuv420p"
             stream.time_base = stream.codec_context.time_base = Fraction(1, _TICKS)
