@@ -1,0 +1,110 @@
+"""The sink of overlay videos: H.264 in MP4 that plays everywhere, with each frame's own time."""
+
+from __future__ import annotations
+
+import contextlib
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.decoder import Image8
+from engine.errors import OutputError
+from engine.files import output_errors
+
+# MPEG-4 allows no finer clock than 1/65535; 60000 has whole ticks for 24, 25, 30 and 29.97 fps.
+_TICKS = 60000
+_SMALLEST = 16  # players and hardware decoders refuse less
+
+
+class VideoWriter:
+    """Writes uint8 RGB frames [H,W,3] of one size to ``path``.
+
+    The video has a temporary name in the same folder until ``close``; ``discard`` drops it, so
+    that ``path`` is never half-written. Odd sizes are padded to even by repeating the edge.
+    Raises OutputError.
+    """
+
+    def __init__(self, path: Path, size: tuple[int, int], fps: float) -> None:
+        import av
+
+        self._path = path
+        self._part = path.with_name(f".{path.name}.part")
+        self._last = -1
+        height, width = size
+        self._pad = tuple(max(_SMALLEST, n + n % 2) - n for n in (height, width))
+        self._step = max(1, round(_TICKS / fps))
+        with self._errors():
+            self._container: Any = av.open(str(self._part), "w", format="mp4")
+            codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+            rate = Fraction(fps).limit_denominator(1001)
+            stream: Any = self._container.add_stream(codec, rate=rate)
+            stream.height, stream.width = height + self._pad[0], width + self._pad[1]
+            stream.pix_fmt = "yuv420p"
+            stream.time_base = stream.codec_context.time_base = Fraction(1, _TICKS)
+            # BT.709, limited range, said in the stream: unsaid, players guess from the size.
+            context = stream.codec_context
+            context.colorspace = context.color_primaries = context.color_trc = (
+                context.color_range
+            ) = 1
+            if codec == "libx264":
+                # No B-frames: with uneven times they make the muxer state too short a duration.
+                stream.options = {"preset": "veryfast", "crf": "20", "bf": "0"}
+            else:
+                stream.bit_rate = max(500_000, int(0.15 * height * width * fps))
+            self._stream = stream
+
+    @contextlib.contextmanager
+    def _errors(self) -> Any:
+        import av
+
+        try:
+            with output_errors(self._path):
+                yield
+        except (av.FFmpegError, ValueError) as error:
+            if isinstance(error, OutputError):
+                raise
+            raise OutputError(
+                f"cannot encode '{self._path}': {error}; run again with --no-overlay"
+            ) from error
+
+    def write(self, image: Image8, time: float) -> None:
+        """Append a frame to be shown at ``time`` seconds; times must rise."""
+        import av
+
+        bottom, right = self._pad
+        if bottom or right:
+            image = np.pad(image, ((0, bottom), (0, right), (0, 0)), mode="edge")
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709")
+        ticks = max(round(time * _TICKS), self._last + 1)
+        if self._last >= 0:
+            self._step = ticks - self._last
+        self._last = frame.pts = ticks
+        frame.time_base = Fraction(1, _TICKS)
+        if hasattr(frame, "duration"):
+            frame.duration = self._step
+        with self._errors():
+            self._container.mux(self._stream.encode(frame))
+
+    def close(self) -> None:
+        """Finish the file and give it its name; an empty one is dropped."""
+        if self._last < 0:
+            self.discard()
+            return
+        try:
+            with self._errors():
+                self._container.mux(self._stream.encode(None))
+                self._container.close()
+                self._part.replace(self._path)
+        except OutputError:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Drop what was written so far."""
+        with contextlib.suppress(Exception):
+            self._container.close()
+        with contextlib.suppress(OSError):
+            self._part.unlink()
