@@ -50,7 +50,7 @@ class VideoWriter:
             ) = 1
             if codec == "libx264":
                 # No B-frames: with uneven times they make the muxer state too short a duration.
-                stream.options = {"preset": "veryfast", "crf": "20", "bf": "0"}
+                stream.options = {"preset": "superfast", "crf": "20", "bf": "0"}
             else:
                 stream.bit_rate = max(500_000, int(0.15 * height * width * fps))
             self._stream = stream

@@ -35,10 +35,12 @@ def make_video(
     with av.open(str(path), "w", options=options or {}) as container:
         stream: Any = container.add_stream(codec, rate=rate)
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        stream.bit_rate = 4_000_000
         stream.options = {"crf": "10", "bf": "0"} if codec == "libx264" else {}
         stamps = None if times is None else [round(t * 1000) for t in times]
         if stamps is not None:
             stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
+        container.start_encoding()
         for index in range(frames):
             frame = av.VideoFrame.from_ndarray(picture(index, size), format="rgb24")
             if stamps is not None:
