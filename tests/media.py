@@ -15,8 +15,12 @@ SIZE = (48, 64)  # (H, W)
 
 
 def picture(index: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """A frame that differs from every other: uint8 RGB [H,W,3], a bright square on noise."""
-    image = np.random.default_rng(index).integers(0, 120, (*size, 3), dtype=np.uint8)
+    """A frame that differs from every other: uint8 RGB [H,W,3], a bright square on grey noise.
+
+    Grey, because video halves the resolution of colour.
+    """
+    noise = np.random.default_rng(index).integers(0, 120, (*size, 1), dtype=np.uint8)
+    image = np.repeat(noise, 3, axis=2)
     top, left = 5 + index % 20, 8 + index % 30
     image[top : top + 16, left : left + 16] = (250, 200, 30)
     return image
