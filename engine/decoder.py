@@ -50,7 +50,10 @@ class Decoder:
             ) from None
         if not self._container.streams.video:
             self._container.close()
-            raise InputError(f"'{name}' has no video in it, only sound or text; pass another file")
+            raise InputError(
+                f"'{name}' has no video in it, only sound or text, or it was copied only in part; "
+                "pass another file, or copy it again"
+            )
         self._stream: Any = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
         rate = self._stream.average_rate or self._stream.guessed_rate

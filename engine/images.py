@@ -92,7 +92,9 @@ class ImageFolder:
 def _upright_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(0x0112) in _TURNED
+            # Pillow decodes a whole PNG to look for EXIF where the header names none.
+            plain = image.format == "PNG" and "exif" not in image.info
+            turned = not plain and image.getexif().get(0x0112) in _TURNED
             return (image.width, image.height) if turned else (image.height, image.width)
     except _UNREADABLE as error:
         raise InputError(f"'{path}' is not a readable image ({error}); replace the file") from None

@@ -27,33 +27,38 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path, size: tuple[int, int], fps: float) -> None:
-        import av
-
         self._path = path
         self._part = path.with_name(f".{path.name}.part")
         self._last = -1
-        height, width = size
-        self._pad = tuple(max(_SMALLEST, n + n % 2) - n for n in (height, width))
+        self._pad = tuple(max(_SMALLEST, n + n % 2) - n for n in size)
         self._step = max(1, round(_TICKS / fps))
-        with self._errors():
-            self._container: Any = av.open(str(self._part), "w", format="mp4")
-            codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-            rate = Fraction(fps).limit_denominator(1001)
-            stream: Any = self._container.add_stream(codec, rate=rate)
-            stream.height, stream.width = height + self._pad[0], width + self._pad[1]
-            stream.pix_fmt = "yuv420p"
-            stream.time_base = stream.codec_context.time_base = Fraction(1, _TICKS)
-            # BT.709, limited range, said in the stream: unsaid, players guess from the size.
-            context = stream.codec_context
-            context.colorspace = context.color_primaries = context.color_trc = (
-                context.color_range
-            ) = 1
-            if codec == "libx264":
-                # No B-frames: with uneven times they make the muxer state too short a duration.
-                stream.options = {"preset": "veryfast", "crf": "20", "bf": "0"}
-            else:
-                stream.bit_rate = max(500_000, int(0.15 * height * width * fps))
-            self._stream = stream
+        try:
+            with self._errors():
+                self._open(size, fps)
+        except OutputError:
+            self.discard()
+            raise
+
+    def _open(self, size: tuple[int, int], fps: float) -> None:
+        import av
+
+        self._container: Any = av.open(str(self._part), "w", format="mp4")
+        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+        rate = Fraction(fps).limit_denominator(1001)
+        self._stream: Any = self._container.add_stream(codec, rate=rate)
+        self._stream.height, self._stream.width = size[0] + self._pad[0], size[1] + self._pad[1]
+        self._stream.pix_fmt = "yuv420p"
+        context = self._stream.codec_context
+        context.time_base = self._stream.time_base = Fraction(1, _TICKS)
+        # BT.709, limited range, said in the stream: unsaid, players guess from the size.
+        context.colorspace, context.color_range = 1, 1
+        context.color_primaries, context.color_trc = 1, 1
+        if codec == "libx264":
+            # No B-frames: with uneven times they make the muxer state too short a duration.
+            self._stream.options = {"preset": "superfast", "crf": "20", "bf": "0"}
+        else:
+            self._stream.bit_rate = max(500_000, int(0.15 * size[0] * size[1] * fps))
+        self._container.start_encoding()
 
     @contextlib.contextmanager
     def _errors(self) -> Any:

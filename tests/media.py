@@ -15,8 +15,12 @@ SIZE = (48, 64)  # (H, W)
 
 
 def picture(index: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """A frame that differs from every other: uint8 RGB [H,W,3], a bright square on noise."""
-    image = np.random.default_rng(index).integers(0, 120, (*size, 3), dtype=np.uint8)
+    """A frame that differs from every other: uint8 RGB [H,W,3], a bright square on grey noise.
+
+    Grey, because video halves the resolution of colour.
+    """
+    noise = np.random.default_rng(index).integers(0, 120, (*size, 1), dtype=np.uint8)
+    image = np.repeat(noise, 3, axis=2)
     top, left = 5 + index % 20, 8 + index % 30
     image[top : top + 16, left : left + 16] = (250, 200, 30)
     return image
@@ -35,10 +39,12 @@ def make_video(
     with av.open(str(path), "w", options=options or {}) as container:
         stream: Any = container.add_stream(codec, rate=rate)
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        stream.bit_rate = 4_000_000
         stream.options = {"crf": "10", "bf": "0"} if codec == "libx264" else {}
         stamps = None if times is None else [round(t * 1000) for t in times]
         if stamps is not None:
             stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
+        container.start_encoding()
         for index in range(frames):
             frame = av.VideoFrame.from_ndarray(picture(index, size), format="rgb24")
             if stamps is not None:
