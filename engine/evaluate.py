@@ -57,7 +57,7 @@ class Dataset:
         images, masks = root / "JPEGImages", root / "Annotations"
         if not images.is_dir() or not masks.is_dir():
             raise InputError(
-                f"'{root}' is not laid out as DAVIS: it needs the folders JPEGImages and Annotations"
+                f"'{root}' is not laid out as DAVIS: JPEGImages or Annotations is missing in it"
             )
         for name in RESOLUTIONS:
             if (images / name).is_dir() and (masks / name).is_dir():
@@ -65,7 +65,7 @@ class Dataset:
         return cls(images, masks)
 
     def sequences(self, wanted: Sequence[str] | None) -> list[str]:
-        """Names of the sequences, all or those in ``wanted``; raises InputError for a missing one."""
+        """All sequences, or those in ``wanted``; raises InputError for one that is missing."""
         have = sorted(
             p.name for p in self.images.iterdir() if p.is_dir() and (self.masks / p.name).is_dir()
         )

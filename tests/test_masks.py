@@ -219,7 +219,7 @@ def test_overlay_colours_objects_and_leaves_the_rest():
     np.testing.assert_array_equal(drawn[IDS == 0], frame[IDS == 0])
     colours = {1: (255, 0, 0), 2: (0, 255, 0), 3: (255, 255, 0)}
     for value, colour in colours.items():
-        inside = IDS == value
+        inside = value == IDS
         blend = np.rint(0.5 * frame[inside] + 0.5 * np.array(colour))
         tinted = (np.abs(drawn[inside] - blend) <= 1).all(axis=1)
         contour = (drawn[inside] == colour).all(axis=1)
