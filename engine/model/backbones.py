@@ -37,7 +37,7 @@ class ConvBN(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         if self.pad:
             x = F.pad(x, (0, 1, 0, 1))
-        y: Tensor = super().forward(x)
+        y: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
         return y
 
 

@@ -170,7 +170,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["top"] * rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         trained = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(trained, config.clip)
         self.optimizer.step()
