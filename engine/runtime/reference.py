@@ -25,7 +25,8 @@ class ReferenceBackend:
         if threads:
             torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = model.to(self.device).eval()
+        # Channels last is what fast convolutions want, on CPUs and on tensor cores.
+        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     def open(self, geometry: Geometry) -> None:
         self.geometry = geometry
