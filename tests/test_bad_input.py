@@ -246,9 +246,7 @@ def test_odd_sizes(segment, tmp_path, size):
     Image.fromarray(np.ones(size, np.uint8)).save(tmp_path / "m.png")
     code, _, _ = segment(folder, mask=tmp_path / "m.png")
     assert code == 0
-    assert all(
-        Image.open(p).size == size[::-1] for p in (tmp_path / "out" / "masks").glob("*.png")
-    )
+    assert all(Image.open(p).size == size[::-1] for p in (tmp_path / "out" / "masks").glob("*.png"))
     height, width = open_source(str(tmp_path / "out" / "overlay.mp4")).size
     assert height >= size[0] and width >= size[1] and height % 2 == width % 2 == 0
 
