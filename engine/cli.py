@@ -1,4 +1,4 @@
-"""The command line: ``python -m engine segment | demo``; see each command's ``--help``."""
+"""The command line: ``python -m engine segment | demo | evaluate | info``; see ``--help``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from engine import __version__
 from engine.errors import EngineError
+from engine.weights import FOLDER
 
 DEFAULT_MODEL = "mobilevos-mobilenetv2"
 DEFAULT_SIZE = 480
@@ -44,6 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_segment(commands)
     _add_demo(commands)
+    _add_evaluate(commands)
+    _add_info(commands)
     return parser
 
 
@@ -59,6 +62,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--backend", default="auto", help="default: %(default)s, the best there is")
     group.add_argument("--threads", type=_positive, help="CPU threads (default: all cores)")
+    group.add_argument(
+        "--weights", type=Path, metavar="DIR", help="another folder to take the model from"
+    )
 
 
 def _add_segment(commands: Any) -> None:
@@ -107,6 +113,31 @@ def _add_demo(commands: Any) -> None:
     _add_range_and_output(parser, DEMO_OUT)
     add_model_options(parser)
     parser.set_defaults(run=_demo)
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="measure J, F and J&F on a folder laid out as DAVIS",
+        description="Measure J, F and J&F with the published evaluator (extra 'eval') on a folder "
+        "laid out as DAVIS, and the speed beside them. The first and last frame do not count.",
+    )
+    parser.add_argument("--davis", type=Path, required=True, metavar="ROOT", help="the folder")
+    parser.add_argument("--sequences", nargs="+", metavar="NAME", help="default: all")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="keep the masks and scores.json there"
+    )
+    add_model_options(parser)
+    parser.set_defaults(run=_evaluate)
+
+
+def _add_info(commands: Any) -> None:
+    parser = commands.add_parser(
+        "info",
+        help="version, backends and models",
+        description="Print the version, which backends can run here and why not, and the models.",
+    )
+    parser.set_defaults(run=_info)
 
 
 def _add_range_and_output(parser: argparse.ArgumentParser, out: Path) -> None:
@@ -169,10 +200,42 @@ def _demo(options: argparse.Namespace) -> None:
     )
 
 
+def _evaluate(options: argparse.Namespace) -> None:
+    from engine.evaluate import evaluate
+    from engine.segmenter import Segmenter
+
+    with Segmenter.load(
+        options.model,
+        options.backend,
+        options.size,
+        options.threads,
+        options.weights or FOLDER,
+    ) as segmenter:
+        evaluate(segmenter, options.davis, options.sequences, options.out)
+
+
+def _info(options: argparse.Namespace) -> None:
+    from engine.info import report
+
+    for line in report():
+        print(line)
+
+
 def _job_options(options: argparse.Namespace, **more: Any) -> Any:
     from engine.job import SegmentOptions
 
-    shared = ["end", "every", "out", "overlay", "resume", "model", "size", "backend", "threads"]
+    shared = [
+        "end",
+        "every",
+        "out",
+        "overlay",
+        "resume",
+        "model",
+        "size",
+        "backend",
+        "threads",
+        "weights",
+    ]
     return SegmentOptions(**{name: getattr(options, name) for name in shared}, **more)
 
 

@@ -18,6 +18,7 @@ from engine.prompt import Box, mask_from_box
 from engine.results import Results
 from engine.run import Run
 from engine.video import Frame, open_source
+from engine.weights import FOLDER
 
 Say = Callable[[str], None]
 
@@ -41,13 +42,15 @@ class SegmentOptions:
     size: int = 480
     backend: str = "auto"
     threads: int | None = None
+    weights: Path | None = None
     credit: str | None = None
 
     def told(self) -> dict[str, Any]:
         """The options that decide the results, as JSON values."""
         skipped = ("resume", "overwrite", "credit")
         values = {k: v for k, v in asdict(self).items() if k not in skipped}
-        values.update(out=str(self.out), mask=None if self.mask is None else str(self.mask))
+        for name in ("out", "mask", "weights"):
+            values[name] = None if values[name] is None else str(values[name])
         values["box"] = None if self.box is None else list(self.box)
         return values
 
@@ -57,7 +60,11 @@ def load_segmenter(options: SegmentOptions) -> Any:
     from engine.segmenter import Segmenter
 
     return Segmenter.load(
-        options.model, backend=options.backend, size=options.size, threads=options.threads
+        options.model,
+        options.backend,
+        options.size,
+        options.threads,
+        options.weights or FOLDER,
     )
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
-import platform
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ from tqdm import tqdm
 from engine import __version__
 from engine.background import Prefetcher, Worker
 from engine.errors import EngineError, OutputError, TruncatedVideoError
+from engine.info import versions
 from engine.masks import load_ids, write_mask
 from engine.overlay import overlay
 from engine.results import Results, fingerprint_of_input
@@ -208,7 +207,7 @@ class Run:
             "model": self.segmenter.model,
             "model_hash": self.segmenter.model_hash,
             "backend": self.segmenter.backend,
-            "versions": _versions(),
+            "versions": versions(),
             "source": {
                 "name": source.name,
                 "width": source.size[1],
@@ -225,11 +224,3 @@ class Run:
         if self.options.credit:
             summary["credit"] = self.options.credit
         return summary
-
-
-def _versions() -> dict[str, str]:
-    versions = {"mobilevos-engine": __version__, "python": platform.python_version()}
-    for name in ("numpy", "onnxruntime", "av", "pillow"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions

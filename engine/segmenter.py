@@ -57,6 +57,7 @@ class Segmenter:
         self._backend = backend
         self.model, self.model_hash, self.size = model, model_hash, size
         self._closed = False
+        self._geometry: Geometry | None = None
         self.reset()
 
     @classmethod
@@ -173,7 +174,7 @@ class Segmenter:
 
     def reset(self) -> None:
         """Forget the video; the next call is ``start``."""
-        self._geometry: Geometry | None = None
+        self._geometry = None
         self._memory = Memory()
         self._times: deque[float] = deque(maxlen=TIMED)
         self._frames = 0
@@ -190,7 +191,7 @@ class Segmenter:
 
     @property
     def probabilities(self) -> NDArray[np.float32]:
-        """Soft masks of the last frame, fp32 [K+1, H, W]: background, then objects as in ``ids``."""
+        """Soft masks of the last frame, fp32 [K+1, H, W]: background, then the ``ids``."""
         geometry = self._started()
         return probabilities_to_source(self._backend.probabilities(), geometry)
 

@@ -37,7 +37,8 @@ class ConvBN(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         if self.pad:
             x = F.pad(x, (0, 1, 0, 1))
-        return super().forward(x)  # type: ignore[no-any-return]
+        y: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+        return y
 
 
 class InvertedResidual(nn.Module):

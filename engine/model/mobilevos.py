@@ -128,7 +128,7 @@ def tokens(x: Tensor) -> Tensor:
 
 def image_grid(x: Tensor, h: int, w: int) -> Tensor:
     """[B, h·w, C] → [B, C, h, w], the inverse of :func:`tokens`."""
-    return x.transpose(1, 2).unflatten(2, (h, w))
+    return x.transpose(1, 2).reshape(*x.shape[::2], h, w)
 
 
 def upsample_logits(logits: Tensor) -> Tensor:

@@ -62,7 +62,8 @@ class ReferenceBackend:
         soft = self.soft[None, :, :h, :w]
         if geometry.network != geometry.source:
             soft = F.interpolate(soft, geometry.source, mode="bilinear", align_corners=False)
-        return task.labels[soft[0].argmax(0).cpu().numpy()]
+        index: NDArray[np.intp] = soft[0].argmax(0).cpu().numpy()
+        return task.labels[index]
 
     def preprocess(self, frame: NDArray[np.uint8]) -> torch.Tensor:
         """Frame uint8 [h, w, 3] → [1, 3, H, W] in −1…1, padded by repeating its edge."""

@@ -15,7 +15,7 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True)
 class Warp:
-    """Where the pixels of a crop come from: x, y [H, W] in source pixels; ``zoom`` is their step."""
+    """Where a crop's pixels come from: x, y [H, W] in source pixels; ``zoom`` is their step."""
 
     x: F32
     y: F32
@@ -25,9 +25,10 @@ class Warp:
         """Sample frame [H0, W0, 3], mirrored at its borders; box-filtered where it shrinks."""
         x, y = self.x, self.y
         if self.zoom > 1.5:
-            frame = cv2.resize(frame, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-            x, y = x * 0.5 - 0.25, y * 0.5 - 0.25
-        return cv2.remap(frame, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+            half = cv2.resize(frame, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+            frame, x, y = np.asarray(half, np.uint8), x * 0.5 - 0.25, y * 0.5 - 0.25
+        crop = cv2.remap(frame, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        return np.asarray(crop, np.uint8)
 
     def mask(self, mask: NDArray[np.bool_]) -> U8:
         """Sample a mask [H0, W0] the same way; 0 or 1."""
@@ -101,7 +102,7 @@ def jitter_colours(rng: Rng, frames: list[U8]) -> list[F32]:
     for frame in frames:
         x = frame.astype(np.float32) / 127.5 - 1
         if blur:
-            x = cv2.GaussianBlur(x, (0, 0), blur)
+            x = np.asarray(cv2.GaussianBlur(x, (0, 0), blur), np.float32)
         grey = x.mean(2, keepdims=True)
         x = (grey + (x - grey) * saturation) * (gain * np.exp(rng.normal(0, 0.04))).astype(x.dtype)
         x += bias + rng.normal(0, 0.03)

@@ -34,25 +34,24 @@ def unroll(
     size = frames.shape[-2:]
     owner = torch.arange(batch).repeat_interleave(objects)
 
-    def encode(t: int, masks: Tensor | None) -> tuple[Tensor, Features, Tensor | None]:
-        key, features = model.encode_query(frames[:, t])
-        return key.float(), features, None if masks is None else value(t, masks, features)
-
-    def value(t: int, masks: Tensor, features: Features) -> Tensor:
+    def encode_value(t: int, masks: Tensor, features: Features) -> Tensor:
         """Masks [B, K, H, W] → value [B, K, N, Cv]."""
         others = masks.sum(1, keepdim=True) - masks
         pair = torch.stack([masks, others], 2).flatten(0, 1)
         seen = torch.cat([frames[owner, t], pair], 1)
-        return model.fuse_value(seen, features.f16[owner]).unflatten(0, (batch, objects)).float()
+        value = model.fuse_value(seen, features.f16[owner]).float()
+        return value.reshape(batch, objects, *value.shape[1:])
 
     given = torch.stack([labels[:, 0] == k for k in range(1, objects + 1)], 1).float()
-    first_key, _, first_value = encode(0, given)
+    first_key, features = model.encode_query(frames[:, 0])
+    first_key, first_value = first_key.float(), encode_value(0, given, features)
     last_key, last_value = first_key, first_value
     slots = torch.tensor([[0, 1]]).expand(objects, 2)
     results = []
     for t in range(1, length):
         with torch.set_grad_enabled(torch.is_grad_enabled() and t >= length - supervised):
-            key, features, _ = encode(t, None)
+            key, features = model.encode_query(frames[:, t])
+            key = key.float()
             readout = torch.cat(
                 [
                     model.read_memory(
@@ -66,13 +65,12 @@ def unroll(
             )
             per_object = Features(*(x[owner] for x in features))
             logits = upsample_logits(model.decode(readout, per_object))
-            masks = torch.sigmoid(logits).unflatten(0, (batch, objects))
+            masks = torch.sigmoid(logits).reshape(batch, objects, *size)
             probabilities = aggregate(masks, dim=1)
             if t >= length - supervised:
                 results.append(probabilities)
             if t < length - 1:
-                last_key, last_value = key, value(t, probabilities[:, 1:], features)
-    assert results[0].shape[-2:] == size
+                last_key, last_value = key, encode_value(t, probabilities[:, 1:], features)
     return results
 
 
@@ -172,7 +170,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["top"] * rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         trained = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(trained, config.clip)
         self.optimizer.step()
