@@ -118,7 +118,7 @@ class VideoSource:
     def frames(self, start: int = 0, end: int | None = None, every: int = 1) -> Iterator[Frame]:
         """See `Source.frames`. Skipped frames are decoded, so that an index is always exact."""
         check_range(start, end, every)
-        clock, index = _Clock(self.fps), -1
+        clock, index = _Clock(self.fps, self._decoder.time_base), -1
         for index, picture in enumerate(self._all_pictures()):
             if end is not None and index >= end:
                 return
@@ -152,13 +152,13 @@ class VideoSource:
 class _Clock:
     """Seconds since the first picture, always rising, also where time stamps lack or jump back."""
 
-    def __init__(self, fps: float) -> None:
-        self._step = 1 / fps
+    def __init__(self, fps: float, time_base: float) -> None:
+        self._step, self._time_base = 1 / fps, time_base
         self._zero: float | None = None
         self._last = -self._step
 
     def time(self, picture: VideoFrame) -> float:
-        stamp = picture.time
+        stamp = None if picture.pts is None else picture.pts * self._time_base
         if self._zero is None:
             self._zero = stamp or 0.0
         now = self._last + self._step if stamp is None else stamp - self._zero
