@@ -145,8 +145,9 @@ class VideoSource:
         yield from self._pictures
 
     def close(self) -> None:
-        """Release the file or the device."""
-        self._decoder.close()
+        """Release the file; a live source, which a thread may still be reading, when unused."""
+        if not self.live:
+            self._decoder.close()
 
 
 class _Clock:
