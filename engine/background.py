@@ -86,8 +86,8 @@ class Prefetcher(Generic[T]):
             self._closed = True
             self._items.clear()
             self._changed.notify_all()
-        # A live source can block for seconds in a read; a daemon thread may be left to it.
-        self._thread.join(timeout=5)
+        # A live source can hang in a read; its thread, a daemon, may be left to that.
+        self._thread.join(timeout=5 if self._drop_oldest else None)
 
     def __enter__(self) -> Prefetcher[T]:
         return self

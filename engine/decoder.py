@@ -58,6 +58,7 @@ class Decoder:
         self._stream.thread_type = "AUTO"
         rate = self._stream.average_rate or self._stream.guessed_rate
         self.fps = float(rate) if rate and 0 < rate < 1000 else 25.0
+        self.time_base = float(self._stream.time_base or 0)
         self.seconds = self._declared_seconds()
         self.frame_count: int | None = self._stream.frames or None
         if self.frame_count is None and self.seconds is not None:

@@ -48,6 +48,7 @@ class Run:
         self.segmenter, self.mask, self.say, self.warn = segmenter, mask, say, warn
         self.done = -1  # the last frame whose mask is made
         self.count = 0  # frames with a mask, those of an earlier run included
+        self.earlier = 0  # of them, those of the earlier run
         self.fingerprint = {
             "input": fingerprint_of_input(options.source),
             "mask": hashlib.sha256(mask.tobytes()).hexdigest(),
@@ -102,7 +103,7 @@ class Run:
         for frame in self._with_progress(first):
             if frame.index <= self.done:
                 self.worker.submit(self._draw_again, frame)
-                self.count += 1
+                self.count, self.earlier = self.count + 1, self.earlier + 1
                 continue
             started = self.done >= 0
             step = self.segmenter.step if started else self.segmenter.start
@@ -173,12 +174,11 @@ class Run:
         self._tell(status)
 
     def _tell(self, status: str) -> None:
-        seconds = time.perf_counter() - self.began
-        stats, out = self.segmenter.stats, self.results
+        rate = (self.count - self.earlier) / (time.perf_counter() - self.began)
+        segmenter, out = self.segmenter, self.results
         self.say(
-            f"{self.count} frames ({stats.fps:.1f} FPS segmenting, "
-            f"{self.count / seconds:.1f} FPS in all) with {self.segmenter.model} on "
-            f"{self.segmenter.backend}"
+            f"{self.count} frames ({segmenter.stats.fps:.1f} FPS segmenting, {rate:.1f} FPS in "
+            f"all) with {segmenter.model} on {segmenter.backend}"
         )
         self.say(f"masks:   {out.masks}")
         if self.video is not None:
@@ -198,11 +198,12 @@ class Run:
         summary: dict[str, Any] = {
             "status": status,
             "frames": self.count,
+            "frames_resumed": self.earlier,
             "last_frame": self.done,
             "fps": round(stats.fps, 3),
             "p50_ms": round(stats.p50_ms, 3),
             "p99_ms": round(stats.p99_ms, 3),
-            "fps_total": round(self.count / seconds, 3),
+            "fps_total": round((self.count - self.earlier) / seconds, 3),
             "seconds_total": round(seconds, 3),
             "model": self.segmenter.model,
             "model_hash": self.segmenter.model_hash,

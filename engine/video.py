@@ -118,7 +118,7 @@ class VideoSource:
     def frames(self, start: int = 0, end: int | None = None, every: int = 1) -> Iterator[Frame]:
         """See `Source.frames`. Skipped frames are decoded, so that an index is always exact."""
         check_range(start, end, every)
-        clock, index = _Clock(self.fps), -1
+        clock, index = _Clock(self.fps, self._decoder.time_base), -1
         for index, picture in enumerate(self._all_pictures()):
             if end is not None and index >= end:
                 return
@@ -145,20 +145,21 @@ class VideoSource:
         yield from self._pictures
 
     def close(self) -> None:
-        """Release the file or the device."""
-        self._decoder.close()
+        """Release the file; a live source, which a thread may still be reading, when unused."""
+        if not self.live:
+            self._decoder.close()
 
 
 class _Clock:
     """Seconds since the first picture, always rising, also where time stamps lack or jump back."""
 
-    def __init__(self, fps: float) -> None:
-        self._step = 1 / fps
+    def __init__(self, fps: float, time_base: float) -> None:
+        self._step, self._time_base = 1 / fps, time_base
         self._zero: float | None = None
         self._last = -self._step
 
     def time(self, picture: VideoFrame) -> float:
-        stamp = picture.time
+        stamp = None if picture.pts is None else picture.pts * self._time_base
         if self._zero is None:
             self._zero = stamp or 0.0
         now = self._last + self._step if stamp is None else stamp - self._zero

@@ -42,10 +42,12 @@ class VideoWriter:
     def _open(self, size: tuple[int, int], fps: float) -> None:
         import av
 
-        self._container: Any = av.open(str(self._part), "w", format="mp4")
+        # Any: PyAV's types allow for every kind of stream.
+        container: Any = av.open(str(self._part), "w", format="mp4")
+        self._container: Any = container
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
         rate = Fraction(fps).limit_denominator(1001)
-        self._stream: Any = self._container.add_stream(codec, rate=rate)
+        self._stream: Any = container.add_stream(codec, rate=rate)
         self._stream.height, self._stream.width = size[0] + self._pad[0], size[1] + self._pad[1]
         self._stream.pix_fmt = "yuv420p"
         context = self._stream.codec_context

@@ -151,7 +151,7 @@ def test_transparent_pixels_are_black(tmp_path):
 
 @pytest.mark.parametrize("name", ["77", "rtsp://127.0.0.1:9/none", "http://127.0.0.1:9/v.mp4"])
 def test_camera_or_stream_that_is_not_there(name):
-    with pytest.raises(InputError, match="connected|cameras have names"):
+    with pytest.raises(InputError, match=r"connected|cameras have names"):
         open_source(name)
 
 
