@@ -164,7 +164,7 @@ def _add_range_and_output(parser: argparse.ArgumentParser, out: Path) -> None:
 
 
 def _segment(options: argparse.Namespace) -> None:
-    from engine.job import segment
+    from engine.commands.job import segment
 
     segment(
         _job_options(
@@ -182,8 +182,8 @@ def _segment(options: argparse.Namespace) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from engine import demo
-    from engine.job import segment
+    from engine.commands import demo
+    from engine.commands.job import segment
 
     own = options.out == DEMO_OUT and not options.resume
     segment(
@@ -201,7 +201,7 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from engine.evaluate import evaluate
+    from engine.commands.evaluate import evaluate
     from engine.segmenter import Segmenter
 
     with Segmenter.load(
@@ -215,14 +215,14 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
-    from engine.info import report
+    from engine.commands.info import report
 
     for line in report():
         print(line)
 
 
 def _job_options(options: argparse.Namespace, **more: Any) -> Any:
-    from engine.job import SegmentOptions
+    from engine.commands.job import SegmentOptions
 
     shared = [
         "end",

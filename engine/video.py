@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from engine.decoder import Decoder, Image8, upright_image, upright_size
 from engine.errors import InputError
+from engine.media.decoder import Decoder, Image8, upright_image, upright_size
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -58,7 +58,7 @@ def open_source(name: str) -> Source:
 
     Raises InputError if it is missing, unreadable, not a video, or has no frames.
     """
-    from engine.images import ImageFolder
+    from engine.media.images import ImageFolder
 
     path = Path(name)
     if name.isdecimal() and not path.exists():

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from engine.demo import MASK, START, find_clip
+from engine.commands.demo import MASK, START, find_clip
 from engine.masks import load_ids, resize_ids
 from engine.video import open_source
 

@@ -16,14 +16,14 @@ import pytest
 from media import SIZE, FakeSegmenter, make_mask, make_video, picture
 from PIL import Image
 
-import engine.job
+import engine.commands.job
 from engine.cli import main
 from engine.video import open_source
 
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch):
-    monkeypatch.setattr(engine.job, "load_segmenter", lambda options: FakeSegmenter())
+    monkeypatch.setattr(engine.commands.job, "load_segmenter", lambda options: FakeSegmenter())
 
 
 @pytest.fixture
@@ -331,7 +331,9 @@ def test_disk_full_keeps_what_is_written(segment, tmp_path, monkeypatch):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_disk_full_for_the_overlay(segment, tmp_path, video, monkeypatch):
     monkeypatch.setattr(
-        engine.results.Results, "prepare", lambda self, clear: self.masks.mkdir(parents=True)
+        engine.commands.results.Results,
+        "prepare",
+        lambda self, clear: self.masks.mkdir(parents=True),
     )
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".overlay.mp4.part").symlink_to("/dev/full")
@@ -346,10 +348,10 @@ import os, signal, sys, time
 from pathlib import Path
 import numpy as np
 sys.path.insert(0, {tests!r})
-import engine.job, engine.run, media
+import engine.commands.job, engine.commands.run, media
 from engine.cli import main
 
-engine.run.RESUME_SECONDS = 0.0
+engine.commands.run.RESUME_SECONDS = 0.0
 folder, how = Path(sys.argv[1]), sys.argv[2]
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
 
@@ -372,9 +374,9 @@ def killed_in_replace(self, target):
     return replace(self, target)
 
 if how == "computing":
-    engine.job.load_segmenter = lambda options: Killed()
+    engine.commands.job.load_segmenter = lambda options: Killed()
 else:
-    engine.job.load_segmenter = lambda options: media.FakeSegmenter()
+    engine.commands.job.load_segmenter = lambda options: media.FakeSegmenter()
     Path.replace = killed_in_replace
 main(["segment", str(folder / "v.mp4"), "--mask", str(folder / "m.png"),
       "--out", str(folder / "out")])

@@ -13,14 +13,14 @@ import pytest
 from media import SIZE, FakeSegmenter, make_mask, make_video, picture
 from PIL import Image
 
-import engine.demo
-import engine.job
-import engine.run
+import engine.commands.demo
+import engine.commands.job
+import engine.commands.run
 from engine import __version__
 from engine.cli import build_parser, main
+from engine.commands.prompt import mask_from_box
 from engine.errors import MissingExtraError
 from engine.masks import read_mask
-from engine.prompt import mask_from_box
 from engine.video import Frame, open_source
 
 
@@ -33,7 +33,7 @@ def made(tmp_path, monkeypatch):
         made.append(FakeSegmenter())
         return made[-1]
 
-    monkeypatch.setattr(engine.job, "load_segmenter", load)
+    monkeypatch.setattr(engine.commands.job, "load_segmenter", load)
     return made
 
 
@@ -118,7 +118,7 @@ def test_resume_of_nothing_and_of_a_finished_run(command, made, tmp_path, capsys
 @pytest.fixture
 def interrupted(command, tmp_path, monkeypatch, capsys):
     """A run that Ctrl-C stopped at frame 7, with a resume point after every frame."""
-    monkeypatch.setattr(engine.run, "RESUME_SECONDS", 0.0)
+    monkeypatch.setattr(engine.commands.run, "RESUME_SECONDS", 0.0)
     step = FakeSegmenter.step
 
     def stop(self, frame):
@@ -187,7 +187,7 @@ class Camera:
 
 
 def test_camera_until_ctrl_c(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine.job, "open_source", lambda name: Camera())
+    monkeypatch.setattr(engine.commands.job, "open_source", lambda name: Camera())
     step = FakeSegmenter.step
 
     def stop(self, frame):
@@ -259,8 +259,8 @@ def test_demo_without_its_clip(monkeypatch, capsys):
 
 def test_demo(made, tmp_path, capsys, monkeypatch):
     try:
-        engine.demo.find_clip()
-    except engine.demo.InputError as missing:
+        engine.commands.demo.find_clip()
+    except engine.commands.demo.InputError as missing:
         pytest.skip(str(missing))
     monkeypatch.chdir(tmp_path)
     for _ in range(2):  # its own folder may be replaced
@@ -273,5 +273,5 @@ def test_demo(made, tmp_path, capsys, monkeypatch):
 
 
 def test_demo_mask():
-    ids = read_mask(engine.demo.MASK, (720, 1280)).ids
+    ids = read_mask(engine.commands.demo.MASK, (720, 1280)).ids
     assert set(np.unique(ids)) == {0, 1} and 0.1 < ids.mean() < 0.2

@@ -46,7 +46,9 @@ def test_frame_of_the_networks_size_is_untouched(rng):
     assert frame_to_network(frame, plan(48, 50, 48)) is frame
 
 
-@pytest.mark.parametrize(("height", "width", "size"), [(97, 131, 48), (480, 640, 200), (40, 900, 64)])
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(97, 131, 48), (480, 640, 200), (40, 900, 64)]
+)
 def test_resize_is_antialiased_bilinear(rng, height, width, size):
     frame = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     geometry = plan(height, width, size)

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from engine.errors import InputError, OutputError
 from engine.masks import davis_palette, load_ids, read_mask, resize_ids, write_mask
-from engine.overlay import overlay
+from engine.media.overlay import overlay
 
 SIZE = (60, 80)
 

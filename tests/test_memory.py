@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 from engine.memory import NONE, RECENT, Memory
 
 actions = st.lists(
-    st.tuples(
-        st.sampled_from(["give", "remove", "turn"]), st.sets(st.integers(1, 12), min_size=1)
-    ),
+    st.tuples(st.sampled_from(["give", "remove", "turn"]), st.sets(st.integers(1, 12), min_size=1)),
     max_size=40,
 )
 

@@ -9,7 +9,7 @@ import torch
 from engine.errors import ModelError
 from engine.model import CONFIGS, aggregate, create, fuse, load, upsample_logits
 from engine.model.backbones import MobileNetV2
-from engine.model.mobilevos import image_grid, tokens
+from engine.model.read_memory import image_grid, tokens
 from engine.weights import MODELS, weights_path
 
 MILLIONS = {
@@ -131,7 +131,7 @@ def test_tokens_and_grid_are_inverse():
 
 
 def test_strided_convolutions_pad_as_tensorflow():
-    """One pixel lights up: with "SAME" padding on even sizes the stem sees it from row r // 2 on."""
+    """One pixel lights up: "SAME" padding on even sizes sees it from row (r − 1) // 2 on."""
     stem = MobileNetV2().eval().stem
     torch.nn.init.ones_(stem[0].weight)
     x = torch.zeros(1, 3, 8, 8)

@@ -15,9 +15,9 @@ from PIL import Image
 
 from engine.background import Worker, prefetch
 from engine.errors import InputError, OutputError, TruncatedVideoError
-from engine.images import natural_key
+from engine.media.images import natural_key
+from engine.media.writer import VideoWriter
 from engine.video import open_source
-from engine.writer import VideoWriter
 
 
 def close(image, index):

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from engine.model import MobileVOS, aggregate, create, upsample_logits
+from engine.model import Features, MobileVOS, aggregate, create, upsample_logits
 from engine.model.backbones import MobileNetV2
-from engine.model.mobilevos import Features
 from engine.train.config import Phase, TrainConfig
 from engine.train.data import Clips
 from engine.train.losses import bootstrapped_cross_entropy, dice, mean_iou
@@ -39,7 +38,7 @@ def unroll(
         others = masks.sum(1, keepdim=True) - masks
         pair = torch.stack([masks, others], 2).flatten(0, 1)
         seen = torch.cat([frames[owner, t], pair], 1)
-        value = model.fuse_value(seen, features.f16[owner]).float()
+        value = model.encode_value.encode(seen, features.f16[owner]).float()
         return value.reshape(batch, objects, *value.shape[1:])
 
     given = torch.stack([labels[:, 0] == k for k in range(1, objects + 1)], 1).float()
@@ -76,11 +75,11 @@ def unroll(
 
 def parameter_groups(model: MobileVOS, config: TrainConfig) -> list[dict[str, Any]]:
     """Freeze the query encoder's first stages; a rate for each of pretrained and new parts."""
-    encoder = model.query_encoder
+    encoder = model.encode_query.backbone
     for frozen in (encoder.stem, *list(encoder.stages)[: config.frozen_stages]):
         frozen.requires_grad_(False)
     query = [p for p in encoder.parameters() if p.requires_grad]
-    value = list(model.value_encoder.parameters())
+    value = list(model.encode_value.backbone.parameters())
     old = {id(p) for p in [*encoder.parameters(), *value]}
     new = [p for p in model.parameters() if id(p) not in old]
     rates = ((query, config.lr_query), (value, config.lr_value), (new, config.lr_new))
@@ -111,10 +110,10 @@ class Trainer:
         self.config, self.clips, self.folder, self.bf16 = config, clips, folder, bf16
         torch.manual_seed(config.seed)
         self.model = create(config.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if isinstance(self.model.query_encoder, MobileNetV2):
+        if isinstance(self.model.encode_query.backbone, MobileNetV2):
             state = mobilenetv2_imagenet()
-            self.model.query_encoder.load_state_dict(state)
-            load_with_mask_channels(self.model.value_encoder, state)
+            self.model.encode_query.backbone.load_state_dict(state)
+            load_with_mask_channels(self.model.encode_value.backbone, state)
         self.model.eval()
         self.ema = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.optimizer = torch.optim.AdamW(

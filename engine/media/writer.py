@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from engine.decoder import Image8
 from engine.errors import OutputError
 from engine.files import output_errors
+from engine.media.decoder import Image8
 
 # MPEG-4 allows no finer clock than 1/65535; 60000 has whole ticks for 24, 25, 30 and 29.97 fps.
 _TICKS = 60000

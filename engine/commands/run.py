@@ -14,16 +14,16 @@ from tqdm import tqdm
 
 from engine import __version__
 from engine.background import Prefetcher, Worker
+from engine.commands.info import versions
+from engine.commands.results import Results, fingerprint_of_input
 from engine.errors import EngineError, OutputError, TruncatedVideoError
-from engine.info import versions
 from engine.masks import load_ids, write_mask
-from engine.overlay import overlay
-from engine.results import Results, fingerprint_of_input
+from engine.media.overlay import overlay
+from engine.media.writer import VideoWriter
 from engine.video import Frame, Source
-from engine.writer import VideoWriter
 
 if TYPE_CHECKING:
-    from engine.job import SegmentOptions
+    from engine.commands.job import SegmentOptions
 
 RESUME_SECONDS = 5.0
 _BAR = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}, {rate_noinv_fmt}, {remaining} left"

@@ -9,7 +9,7 @@ from engine.errors import InputError
 
 # The rabbit stands outside its hole, both ears and paws in the clear; assets/README.md.
 START = 42
-MASK = Path(__file__).parent / "assets" / "demo-mask.png"
+MASK = Path(__file__).parent.parent / "assets" / "demo-mask.png"
 CREDIT = (
     "Big Buck Bunny © 2008 Blender Foundation, www.bigbuckbunny.org, "
     "licence CC BY 3.0 (creativecommons.org/licenses/by/3.0)"

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from engine.decoder import Image8
 from engine.errors import InputError, TruncatedVideoError
+from engine.media.decoder import Image8
 from engine.video import Frame, check_range, check_reached, size_change
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})

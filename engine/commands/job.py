@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.background import prefetch
+from engine.commands.prompt import Box, mask_from_box
+from engine.commands.results import Results
+from engine.commands.run import Run
 from engine.errors import InputError
 from engine.masks import read_mask
-from engine.prompt import Box, mask_from_box
-from engine.results import Results
-from engine.run import Run
 from engine.video import Frame, open_source
 from engine.weights import FOLDER
 
