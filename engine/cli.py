@@ -1,0 +1,265 @@
+"""The command line: ``python -m engine segment | demo | evaluate | info``; see ``--help``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from engine import __version__
+from engine.errors import EngineError
+from engine.weights import FOLDER
+
+DEFAULT_MODEL = "mobilevos-mobilenetv2"
+DEFAULT_SIZE = 480
+DEFAULT_OUT = Path("mobilevos-out")
+DEMO_OUT = Path("mobilevos-demo")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 2 for errors of use, 3 for a truncated video."""
+    options = build_parser().parse_args(arguments)
+    try:
+        options.run(options)
+        sys.stdout.flush()
+    except EngineError as error:
+        _warn(f"{error.severity}: {' '.join(str(error).split())}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has left; at exit Python would flush once more and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; each command sets ``run``, a function of the parsed options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m engine", description="Follow objects through a video, from a first mask."
+    )
+    parser.add_argument("--version", action="version", version=f"mobilevos-engine {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_segment(commands)
+    _add_demo(commands)
+    _add_evaluate(commands)
+    _add_info(commands)
+    return parser
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """``--model --size --backend --threads``, the same in every command that runs a model."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", default=DEFAULT_MODEL, help="default: %(default)s")
+    group.add_argument(
+        "--size",
+        type=_positive,
+        default=DEFAULT_SIZE,
+        help="short side at which the network sees the frames (default: %(default)s)",
+    )
+    group.add_argument("--backend", default="auto", help="default: %(default)s, the best there is")
+    group.add_argument("--threads", type=_positive, help="CPU threads (default: all cores)")
+    group.add_argument(
+        "--weights", type=Path, metavar="DIR", help="another folder to take the model from"
+    )
+
+
+def _add_segment(commands: Any) -> None:
+    parser = commands.add_parser(
+        "segment",
+        help="follow the objects of a first mask through a video",
+        description="Follow the objects of a first mask through a video. Writes OUT/masks/*.png "
+        "(palette PNG, named by frame), OUT/overlay.mp4 and OUT/summary.json.",
+    )
+    parser.add_argument(
+        "input",
+        metavar="INPUT",
+        help="a video file, a folder of images, a camera's number, or a stream's URL",
+    )
+    first = parser.add_mutually_exclusive_group(required=True)
+    first.add_argument(
+        "--mask",
+        type=Path,
+        metavar="FIRST.png",
+        help="objects in the first frame: 0 is background, other values or colours are objects",
+    )
+    first.add_argument(
+        "--box",
+        type=_box,
+        metavar="x,y,w,h",
+        help="instead of a mask: a rectangle around one object, cut out roughly by GrabCut",
+    )
+    parser.add_argument(
+        "--resize-mask", action="store_true", help="scale a mask of another size to the video's"
+    )
+    parser.add_argument(
+        "--start", type=_index, default=0, metavar="N", help="first frame (default: 0)"
+    )
+    _add_range_and_output(parser, DEFAULT_OUT)
+    add_model_options(parser)
+    parser.set_defaults(run=_segment)
+
+
+def _add_demo(commands: Any) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="follow the rabbit of Big Buck Bunny",
+        description="Follow the rabbit through an excerpt of Big Buck Bunny, whose first mask is "
+        f"part of the program. Replaces earlier results in its default folder, {DEMO_OUT}.",
+    )
+    _add_range_and_output(parser, DEMO_OUT)
+    add_model_options(parser)
+    parser.set_defaults(run=_demo)
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="measure J, F and J&F on a folder laid out as DAVIS",
+        description="Measure J, F and J&F with the published evaluator (extra 'eval') on a folder "
+        "laid out as DAVIS, and the speed beside them. The first and last frame do not count.",
+    )
+    parser.add_argument("--davis", type=Path, required=True, metavar="ROOT", help="the folder")
+    parser.add_argument("--sequences", nargs="+", metavar="NAME", help="default: all")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="keep the masks and scores.json there"
+    )
+    add_model_options(parser)
+    parser.set_defaults(run=_evaluate)
+
+
+def _add_info(commands: Any) -> None:
+    parser = commands.add_parser(
+        "info",
+        help="version, backends and models",
+        description="Print the version, which backends can run here and why not, and the models.",
+    )
+    parser.set_defaults(run=_info)
+
+
+def _add_range_and_output(parser: argparse.ArgumentParser, out: Path) -> None:
+    parser.add_argument("--end", type=_index, metavar="N", help="stop before this frame")
+    parser.add_argument(
+        "--every", type=_positive, default=1, metavar="N", help="use every Nth frame (default: 1)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=out,
+        metavar="DIR",
+        help="results go here (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-overlay", dest="overlay", action="store_false", help="write no overlay.mp4"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with an unfinished run in the same folder"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the results of an earlier run"
+    )
+
+
+def _segment(options: argparse.Namespace) -> None:
+    from engine.commands.job import segment
+
+    segment(
+        _job_options(
+            options,
+            source=options.input,
+            mask=options.mask,
+            box=options.box,
+            resize_mask=options.resize_mask,
+            start=options.start,
+            overwrite=options.overwrite,
+        ),
+        print,
+        _warn,
+    )
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from engine.commands import demo
+    from engine.commands.job import segment
+
+    own = options.out == DEMO_OUT and not options.resume
+    segment(
+        _job_options(
+            options,
+            source=str(demo.find_clip()),
+            mask=demo.MASK,
+            start=demo.START,
+            overwrite=options.overwrite or own,
+            credit=demo.CREDIT,
+        ),
+        print,
+        _warn,
+    )
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from engine.commands.evaluate import evaluate
+    from engine.segmenter import Segmenter
+
+    with Segmenter.load(
+        options.model,
+        options.backend,
+        options.size,
+        options.threads,
+        options.weights or FOLDER,
+    ) as segmenter:
+        evaluate(segmenter, options.davis, options.sequences, options.out)
+
+
+def _info(options: argparse.Namespace) -> None:
+    from engine.commands.info import report
+
+    for line in report():
+        print(line)
+
+
+def _job_options(options: argparse.Namespace, **more: Any) -> Any:
+    from engine.commands.job import SegmentOptions
+
+    shared = [
+        "end",
+        "every",
+        "out",
+        "overlay",
+        "resume",
+        "model",
+        "size",
+        "backend",
+        "threads",
+        "weights",
+    ]
+    return SegmentOptions(**{name: getattr(options, name) for name in shared}, **more)
+
+
+def _warn(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _index(text: str) -> int:
+    value = int(text) if text.isdecimal() else -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0 on")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
+    return value
+
+
+def _box(text: str) -> tuple[int, int, int, int]:
+    try:
+        x, y, w, h = (int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not x,y,w,h in whole pixels") from None
+    return x, y, w, h

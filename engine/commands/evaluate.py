@@ -1,0 +1,188 @@
+"""The command ``evaluate``: J, F and J&F on a folder laid out as DAVIS, with the speed beside them.
+
+The measures are those of the published evaluator (PyPI ``vos-benchmark``): J is the region's
+intersection over union, F the boundary's F-measure; the first and the last frame do not count.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from engine.errors import InputError, MissingExtraError
+from engine.files import make_folder, write_atomic
+from engine.masks import load_ids, write_mask
+from engine.media.images import ImageFolder
+from engine.segmenter import Segmenter
+
+RESOLUTIONS = ("480p", "1080p", "Full-Resolution")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One object of one sequence: J and F in 0…1, FPS of the sequence's steps."""
+
+    sequence: str
+    object: int
+    j: float
+    f: float
+    fps: float
+
+    @property
+    def jf(self) -> float:
+        """The mean of J and F."""
+        return (self.j + self.f) / 2
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The two folders of a DAVIS layout that hold a folder of frames or masks a sequence."""
+
+    images: Path
+    masks: Path
+
+    @classmethod
+    def find(cls, root: Path) -> Dataset:
+        """Find JPEGImages and Annotations below ``root``, with or without a resolution's folder.
+
+        Raises InputError if there are none.
+        """
+        images, masks = root / "JPEGImages", root / "Annotations"
+        if not images.is_dir() or not masks.is_dir():
+            raise InputError(
+                f"'{root}' is not laid out as DAVIS: JPEGImages or Annotations is missing in it"
+            )
+        for name in RESOLUTIONS:
+            if (images / name).is_dir() and (masks / name).is_dir():
+                return cls(images / name, masks / name)
+        return cls(images, masks)
+
+    def sequences(self, wanted: Sequence[str] | None) -> list[str]:
+        """All sequences, or those in ``wanted``; raises InputError for one that is missing."""
+        have = sorted(
+            p.name for p in self.images.iterdir() if p.is_dir() and (self.masks / p.name).is_dir()
+        )
+        if not have:
+            raise InputError(f"no sequences with frames and masks in '{self.images}'")
+        missing = [name for name in wanted or [] if name not in have]
+        if missing:
+            raise InputError(
+                f"no sequence {', '.join(missing)} in '{self.images}'; there are: {', '.join(have)}"
+            )
+        return list(wanted) if wanted else have
+
+    def frames(self, name: str) -> tuple[ImageFolder, list[Path]]:
+        """A sequence's frames and the paths of their masks, in order.
+
+        Raises InputError if a frame has no mask or there are fewer than three, since the first and
+        the last are not counted.
+        """
+        images = ImageFolder(self.images / name)
+        masks = [self.masks / name / f"{p.stem}.png" for p in images.paths]
+        for mask in masks:
+            if not mask.is_file():
+                raise InputError(f"'{mask}' is missing; every frame of {name} needs its mask")
+        if len(masks) < 3:
+            raise InputError(f"sequence {name} has {len(masks)} frames; at least 3 are needed")
+        return images, masks
+
+
+def evaluate(
+    segmenter: Segmenter,
+    root: Path,
+    sequences: Sequence[str] | None = None,
+    out: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> list[Score]:
+    """Segment and score sequences, with a progress bar; ``say`` takes the lines of the table.
+
+    With ``out``, predicted masks are written as OUT/SEQUENCE/NNNNN.png and all figures as
+    OUT/scores.json. Raises InputError for a folder that is not laid out as DAVIS.
+    """
+    dataset = Dataset.find(root)
+    names = dataset.sequences(sequences)
+    data = [(name, *dataset.frames(name)) for name in names]
+    scores: list[Score] = []
+    with tqdm(total=sum(len(masks) for _, _, masks in data), unit="frame") as bar:
+        for name, images, masks in data:
+            bar.set_description(name)
+            scores += score_sequence(segmenter, name, images, masks, out, bar)
+    for line in table(scores):
+        say(line)
+    if out:
+        summary = {
+            "model": segmenter.model,
+            "model_hash": segmenter.model_hash,
+            "backend": segmenter.backend,
+            "size": segmenter.size,
+            "mean": {"j": mean(scores, "j"), "f": mean(scores, "f"), "jf": mean(scores, "jf")},
+            "objects": [asdict(s) for s in scores],
+        }
+        make_folder(out)
+        write_atomic(out / "scores.json", json.dumps(summary, indent=1).encode())
+    return scores
+
+
+def score_sequence(
+    segmenter: Segmenter,
+    name: str,
+    images: ImageFolder,
+    masks: list[Path],
+    out: Path | None,
+    bar: Any,
+) -> list[Score]:
+    """Segment one sequence from its first mask and score each of its objects."""
+    evaluator = published_evaluator(name)
+    if out:
+        make_folder(out / name)
+    frames = (frame.image for frame in images.frames())
+    predictions = segmenter.segment(frames, load_truth(masks[0]))
+    for i, (path, prediction) in enumerate(zip(masks, predictions, strict=True)):
+        if 0 < i < len(masks) - 1:
+            evaluator.feed_frame(prediction, load_truth(path))
+        if out:
+            write_mask(out / name / path.name, prediction)
+        bar.update()
+    j, f = evaluator.conclude()
+    fps = segmenter.stats.fps
+    return [Score(name, int(k), float(j[k]) / 100, float(f[k]) / 100, fps) for k in sorted(j)]
+
+
+def load_truth(path: Path) -> NDArray[np.uint8]:
+    """Read an annotation's ids, [H, W]; one of 0 and 255 alone, as DAVIS-2016 has, is object 1."""
+    ids = load_ids(path)
+    return (ids > 0).astype(np.uint8) if ids.max(initial=0) == 255 else ids
+
+
+def published_evaluator(name: str) -> Any:
+    """The evaluator of ``vos-benchmark``; raises MissingExtraError if it is not installed."""
+    try:
+        from vos_benchmark.evaluator import Evaluator
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("evaluate", str(error.name), "eval") from error
+    return Evaluator(name=name)
+
+
+def mean(scores: list[Score], field: str) -> float:
+    """Mean over all objects, as DAVIS-2017 averages."""
+    return float(np.mean([getattr(s, field) for s in scores]))
+
+
+def table(scores: list[Score]) -> Iterator[str]:
+    """The lines of the printed table."""
+    width = max(len("mean"), *(len(s.sequence) for s in scores))
+    yield f"{'sequence':<{width}}  object   J&F      J      F    FPS"
+    for s in scores:
+        yield (
+            f"{s.sequence:<{width}}  {s.object:>6}  {s.jf:.3f}  {s.j:.3f}  {s.f:.3f}  {s.fps:5.1f}"
+        )
+    fps = mean(scores, "fps")
+    jf, j, f = (mean(scores, field) for field in ("jf", "j", "f"))
+    yield f"{'mean':<{width}}  {'':>6}  {jf:.3f}  {j:.3f}  {f:.3f}  {fps:5.1f}"

@@ -1,0 +1,138 @@
+"""The command ``segment``: what to do, what is there already, what to start from."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.background import prefetch
+from engine.commands.prompt import Box, mask_from_box
+from engine.commands.results import Results
+from engine.commands.run import Run
+from engine.errors import InputError
+from engine.masks import read_mask
+from engine.video import Frame, open_source
+from engine.weights import FOLDER
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class SegmentOptions:
+    """What ``segment`` is to do, as the command line gives it. One of mask and box is needed."""
+
+    source: str
+    out: Path
+    mask: Path | None = None
+    box: Box | None = None
+    resize_mask: bool = False
+    start: int = 0
+    end: int | None = None
+    every: int = 1
+    resume: bool = False
+    overwrite: bool = False
+    overlay: bool = True
+    model: str = "mobilevos-mobilenetv2"
+    size: int = 480
+    backend: str = "auto"
+    threads: int | None = None
+    weights: Path | None = None
+    credit: str | None = None
+
+    def told(self) -> dict[str, Any]:
+        """The options that decide the results, as JSON values."""
+        skipped = ("resume", "overwrite", "credit")
+        values = {k: v for k, v in asdict(self).items() if k not in skipped}
+        for name in ("out", "mask", "weights"):
+            values[name] = None if values[name] is None else str(values[name])
+        values["box"] = None if self.box is None else list(self.box)
+        return values
+
+
+def load_segmenter(options: SegmentOptions) -> Any:
+    """The `Segmenter` of the options."""
+    from engine.segmenter import Segmenter
+
+    return Segmenter.load(
+        options.model,
+        options.backend,
+        options.size,
+        options.threads,
+        options.weights or FOLDER,
+    )
+
+
+def segment(options: SegmentOptions, say: Say, warn: Say) -> None:
+    """Do the job. say: takes lines of results; warn: lines of notes and warnings.
+
+    Raises an EngineError, or KeyboardInterrupt on Ctrl-C, after what was done is safe on disk.
+    """
+    results = Results(options.out)
+    resuming = _look_at_earlier_results(results, options, say, warn)
+    if resuming is None:
+        return
+    with contextlib.closing(open_source(options.source)) as source:
+        if source.live and options.resume:
+            raise InputError(f"{source.name} is live: what it showed before cannot be resumed")
+        wanted = source.frames(options.start, options.end, options.every)
+        with prefetch(wanted, drop_oldest=source.live) as frames:
+            first = next(frames)
+            mask = _first_mask(options, first, warn)
+            results.prepare(clear=options.overwrite and not resuming)
+            with load_segmenter(options) as segmenter:
+                run = Run(options, results, source, frames, segmenter, mask, say, warn)
+                run.go(first, resuming)
+
+
+def _look_at_earlier_results(
+    results: Results, options: SegmentOptions, say: Say, warn: Say
+) -> bool | None:
+    """True: resume; False: start at the first frame; None: all is done already."""
+    if options.resume and options.overwrite:
+        raise InputError("--resume and --overwrite exclude each other; give one of them")
+    if not results.exist() or options.overwrite:
+        if options.resume:
+            warn(f"nothing to resume in '{options.out}': starting at the first frame")
+        return False
+    if not options.resume:
+        raise InputError(
+            f"'{options.out}' already holds results; add --resume to go on with them, "
+            "--overwrite to replace them, or choose another --out"
+        )
+    if results.can_resume():
+        return True
+    summary = results.read_summary()
+    if summary is None or summary.get("status") not in ("complete", "truncated"):
+        raise InputError(
+            f"'{options.out}' holds masks but no point to resume from; replace them with "
+            "--overwrite, or choose another --out"
+        )
+    now, then = options.told(), dict(summary.get("options", {}))
+    free = ("out", "overlay", "backend", "threads")
+    different = sorted(k for k in now if k not in free and now[k] != then.get(k))
+    if different:
+        raise InputError(
+            f"the finished run in '{options.out}' had other options ({', '.join(different)}); "
+            "replace it with --overwrite, or choose another --out"
+        )
+    say(f"'{options.out}' is {summary['status']}: nothing to do")
+    return None
+
+
+def _first_mask(options: SegmentOptions, first: Frame, warn: Say) -> NDArray[np.uint8]:
+    if options.box is not None:
+        warn("--box: the first mask is a rough guess by GrabCut; a painted --mask does better")
+        return mask_from_box(first.image, options.box)
+    if options.mask is None:
+        raise InputError("no object given; add --mask FIRST.png or --box x,y,w,h")
+    height, width = first.image.shape[:2]
+    mask = read_mask(options.mask, (height, width), options.resize_mask)
+    for note in mask.notes:
+        warn(f"note: {note}")
+    return mask.ids

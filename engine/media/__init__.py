@@ -1,0 +1,1 @@
+"""Decoding, encoding and drawing: what stands behind `engine.video` and `engine.masks`."""

@@ -1,0 +1,66 @@
+"""What the frame loop asks of a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.frames import Geometry
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """One frame's worth of input, K objects.
+
+    frame:  uint8 [h, w, 3], RGB at the network's resolution.
+    slots:  int32 [K, 2], the memory slots that each object reads, −1 for none.
+    labels: uint8 [K+1], what to write into the mask: 0, then the objects' ids.
+    write:  the slot that takes this frame's key and values; never one of ``slots``.
+    given:  fp32 [K, H, W] in 0…1, or None if no mask is given.
+    use_given: bool [K], the objects whose mask is given.
+    """
+
+    frame: NDArray[np.uint8]
+    slots: NDArray[np.int32]
+    labels: NDArray[np.uint8]
+    write: int
+    given: NDArray[np.float32] | None
+    use_given: NDArray[np.bool_]
+
+
+class Backend(Protocol):
+    """Runs the network and holds the memory's keys [S, N, Ck] and values [S, K, N, Cv]."""
+
+    name: str
+
+    def open(self, geometry: Geometry) -> None:
+        """Begin a video: an empty memory, no objects."""
+
+    def arrange(self, columns: Sequence[int], slots: int) -> None:
+        """Make the pool ``slots`` slots by ``len(columns)`` objects.
+
+        Column i takes over the old column ``columns[i]``, or zeros if that is −1; slots that are in
+        both keep their content.
+        """
+
+    def step(self, task: StepInput) -> NDArray[np.uint8]:
+        """Segment a frame, write it to its slot and return the mask [H0, W0]."""
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy one slot's key and values to another."""
+
+    def probabilities(self) -> NDArray[np.float32]:
+        """Soft masks of the last step, fp32 [K+1, H, W], background first."""
+
+    def memory(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Copies of the keys [S, N, Ck] and values [S, K, N, Cv]."""
+
+    def restore(self, keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
+        """Replace the memory by what :meth:`memory` gave."""
+
+    def close(self) -> None:
+        """Release everything; closing twice is fine."""

@@ -1,0 +1,110 @@
+"""The ``cpu`` backend: the ONNX step graph in ONNX Runtime, every buffer bound in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from engine.errors import ModelError
+from engine.frames import Geometry
+from engine.runtime.base import StepInput
+
+F32 = NDArray[np.float32]
+
+
+class OrtBackend:
+    """See :class:`engine.runtime.base.Backend`. ``threads`` of 0 means one a core."""
+
+    name = "cpu"
+
+    def __init__(self, graph: Path, threads: int = 0) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's own exception types are not public
+            raise ModelError(
+                f"'{graph}' or the weights beside it cannot be loaded ({first_line(error)}); "
+                "reinstall the package"
+            ) from error
+        shapes = {i.name: i.shape for i in self.session.get_inputs()}
+        self.key_dim, self.value_dim = shapes["keys"][-1], shapes["values"][-1]
+
+    def open(self, geometry: Geometry) -> None:
+        self.geometry = geometry
+        self.output_size = np.array(geometry.source, np.int64)
+        self.keys = np.zeros((0, geometry.tokens, self.key_dim), np.float32)
+        self.values = np.zeros((0, 0, geometry.tokens, self.value_dim), np.float32)
+        self.soft = np.zeros((1, *geometry.padded), np.float32)
+        self.unused = np.zeros((0, *geometry.padded), np.float32)
+
+    def arrange(self, columns: Sequence[int], slots: int) -> None:
+        objects, kept = len(columns), min(slots, len(self.keys))
+        keys = np.zeros((slots, *self.keys.shape[1:]), np.float32)
+        keys[:kept] = self.keys[:kept]
+        values = np.zeros((slots, objects, *self.values.shape[2:]), np.float32)
+        for new, old in enumerate(columns):
+            if old >= 0:
+                values[:kept, new] = self.values[:kept, old]
+        self.keys, self.values = keys, values
+        self.soft = np.zeros((objects + 1, *self.geometry.padded), np.float32)
+        self.unused = np.zeros((objects, *self.geometry.padded), np.float32)
+
+    def step(self, task: StepInput) -> NDArray[np.uint8]:
+        mask = np.empty(self.geometry.source, np.uint8)
+        inputs = {
+            "frame": task.frame,
+            "keys": self.keys,
+            "values": self.values,
+            "slots": task.slots,
+            "given": self.unused if task.given is None else task.given,
+            "use_given": task.use_given,
+            "output_size": self.output_size,
+            "labels": task.labels,
+        }
+        # The outputs land in the slot that this step does not read: no copy, no hazard.
+        outputs = {
+            "mask": mask,
+            "probabilities": self.soft,
+            "key": self.keys[task.write],
+            "value": self.values[task.write],
+        }
+        self.run(inputs, outputs)
+        return mask
+
+    def run(self, inputs: dict[str, NDArray[Any]], outputs: dict[str, NDArray[Any]]) -> None:
+        """Run the graph on contiguous arrays, without copying them in or out."""
+        binding = self.session.io_binding()
+        for name, x in inputs.items():
+            binding.bind_input(name, "cpu", 0, x.dtype, x.shape, x.ctypes.data)
+        for name, x in outputs.items():
+            binding.bind_output(name, "cpu", 0, x.dtype, x.shape, x.ctypes.data)
+        self.session.run_with_iobinding(binding)
+
+    def copy(self, source: int, target: int) -> None:
+        self.keys[target] = self.keys[source]
+        self.values[target] = self.values[source]
+
+    def probabilities(self) -> F32:
+        return self.soft
+
+    def memory(self) -> tuple[F32, F32]:
+        return self.keys.copy(), self.values.copy()
+
+    def restore(self, keys: F32, values: F32) -> None:
+        self.arrange([-1] * values.shape[1], len(keys))
+        self.keys[:], self.values[:] = keys, values
+
+    def close(self) -> None:
+        self.__dict__.pop("session", None)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, for a message of ours."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,293 @@
+"""``Segmenter``: follow objects through a video, a frame at a time. The loop and nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine import runtime
+from engine.background import prefetch
+from engine.errors import InputError, StateError
+from engine.frames import (
+    Geometry,
+    frame_to_network,
+    masks_to_network,
+    plan,
+    probabilities_to_source,
+)
+from engine.memory import Memory
+from engine.runtime.base import Backend, StepInput
+from engine.weights import FOLDER, file_hash, find
+
+Frame = NDArray[np.uint8]  # [H, W, 3], RGB
+Mask = NDArray[np.uint8]  # [H, W], object ids, 0 = background
+
+TIMED = 4096  # the most recent steps that percentiles are taken from
+MAX_OBJECTS = 255
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Speed so far: ``frames`` stepped, mean ``fps``, and percentiles of the time of a step."""
+
+    frames: int
+    fps: float
+    p50_ms: float
+    p99_ms: float
+
+
+class Segmenter:
+    """Follows the objects of a first mask through all later frames.
+
+    Not thread-safe; use one a thread. Ids are the caller's own, 1…255 with gaps allowed.
+
+    >>> with Segmenter.load("mobilevos-mobilenetv2") as seg:
+    ...     seg.start(frame, mask)
+    ...     mask = seg.step(next_frame)
+    """
+
+    def __init__(self, backend: Backend, model: str, model_hash: str, size: int = 480) -> None:
+        self._backend = backend
+        self.model, self.model_hash, self.size = model, model_hash, size
+        self._closed = False
+        self._geometry: Geometry | None = None
+        self.reset()
+
+    @classmethod
+    def load(
+        cls,
+        model: str = "mobilevos-mobilenetv2",
+        backend: str = "auto",
+        size: int = 480,
+        threads: int | None = None,
+        weights: Path | str = FOLDER,
+    ) -> Segmenter:
+        """Load a model into a backend.
+
+        Parameters
+        ----------
+        model: one of ``python -m engine info``.
+        backend: ``auto``, ``cpu`` or ``reference``.
+        size: short side in pixels at which the network works; larger frames are shrunk to it and
+            their masks enlarged again, smaller ones are left alone.
+        threads: CPU threads; None means one a core.
+        weights: another folder to take the model's files from.
+
+        Raises
+        ------
+        ModelError, BackendError, MissingExtraError, InputError (for ``size`` or ``threads``).
+        """
+        if size < 16:
+            raise InputError(f"size is {size}, but the network needs at least 16 pixels")
+        if threads is not None and threads < 1:
+            raise InputError(f"threads is {threads}; give 1 or more, or leave it out")
+        loaded = runtime.create(backend, model, Path(weights), threads or 0)
+        return cls(loaded, model, file_hash(find(model, Path(weights))[0]), size)
+
+    def start(self, frame: Frame, mask: Mask) -> Mask:
+        """Begin a video with its first frame [H, W, 3] and the mask [H, W] of its objects.
+
+        Returns the mask. Whatever was followed before is forgotten.
+
+        Raises
+        ------
+        InputError: wrong dtype or shape, sizes that differ, or a mask without objects.
+        """
+        check_frame(frame)
+        ids = check_mask(mask, frame.shape[:2])
+        self.reset()
+        self._geometry = plan(frame.shape[0], frame.shape[1], self.size)
+        self._backend.open(self._geometry)
+        return self._advance(frame, mask, ids)
+
+    def step(self, frame: Frame, mask: Mask | None = None) -> Mask:
+        """Segment the next frame and return its mask, uint8 [H, W].
+
+        The ids in ``mask`` [H, W], if given, are added, or corrected if they are known, in this
+        frame: their pixels are as given, and the network remembers them so. All other objects are
+        followed on.
+
+        Raises
+        ------
+        StateError: before ``start``, or after ``close``.
+        InputError: a frame of another size or dtype, or a bad mask.
+        """
+        geometry = self._started()
+        check_frame(frame)
+        if frame.shape[:2] != geometry.source:
+            raise InputError(
+                f"this frame is {shape_text(frame.shape)}, but the video started with "
+                f"{shape_text(geometry.source)}; resize it, or start a new video"
+            )
+        ids = [] if mask is None else check_mask(mask, geometry.source)
+        return self._advance(frame, mask, ids)
+
+    def _advance(self, frame: Frame, mask: Mask | None, ids: list[int]) -> Mask:
+        began = time.perf_counter()
+        geometry, memory, backend = self._started(), self._memory, self._backend
+        new = [i for i in ids if i not in memory.ids]
+        if len(memory.ids) + len(new) > MAX_OBJECTS:
+            raise InputError(f"more than {MAX_OBJECTS} objects; remove some first")
+        if new:
+            backend.arrange(memory.add(new), memory.slots)
+        if not memory.ids:  # all were removed: there is nothing to look for
+            return np.zeros(geometry.source, np.uint8)
+        result = backend.step(
+            StepInput(
+                frame=frame_to_network(frame, geometry),
+                slots=memory.table(),
+                labels=np.array([0, *memory.ids], np.uint8),
+                write=memory.write,
+                given=masks_to_network(mask, memory.ids, geometry) if mask is not None else None,
+                use_given=np.isin(memory.ids, ids),
+            )
+        )
+        memory.turn()
+        if mask is not None:
+            anchor = memory.anchor(ids)
+            backend.arrange(range(len(memory.ids)), memory.slots)
+            backend.copy(memory.last, anchor)
+            result = np.where(mask > 0, mask, result)  # what was given comes back as it was
+        self._times.append(time.perf_counter() - began)
+        self._frames += 1
+        return result
+
+    def segment(self, frames: Iterable[Frame], mask: Mask) -> Iterator[Mask]:
+        """Yield the mask of every frame, the first included; frames are fetched ahead."""
+        with prefetch(frames) as ahead:
+            for i, frame in enumerate(ahead):
+                yield self.step(frame) if i else self.start(frame, mask)
+
+    def remove(self, label: int) -> None:
+        """Stop following an object. Raises InputError if ``label`` is not followed."""
+        self._started()
+        if label not in self._memory.ids:
+            raise InputError(f"no object {label} to remove; followed are: {self.ids}")
+        self._backend.arrange(self._memory.remove(label), self._memory.slots)
+
+    def reset(self) -> None:
+        """Forget the video; the next call is ``start``."""
+        self._geometry = None
+        self._memory = Memory()
+        self._times: deque[float] = deque(maxlen=TIMED)
+        self._frames = 0
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that runs."""
+        return self._backend.name
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Ids of the objects that are followed, in the order in which they came."""
+        return tuple(self._memory.ids)
+
+    @property
+    def probabilities(self) -> NDArray[np.float32]:
+        """Soft masks of the last frame, fp32 [K+1, H, W]: background, then the ``ids``."""
+        geometry = self._started()
+        return probabilities_to_source(self._backend.probabilities(), geometry)
+
+    @property
+    def stats(self) -> Stats:
+        """Speed since ``start``; percentiles over the last 4096 steps."""
+        if not self._times:
+            return Stats(0, 0.0, 0.0, 0.0)
+        times = np.array(self._times)
+        p50, p99 = np.percentile(times, (50, 99)) * 1e3
+        return Stats(self._frames, float(1 / times.mean()), float(p50), float(p99))
+
+    def state_dict(self) -> dict[str, NDArray[np.generic]]:
+        """All that the next step depends on, as arrays; see :meth:`load_state_dict`."""
+        geometry, memory = self._started(), self._memory
+        keys, values = self._backend.memory()
+        return {
+            "keys": keys,
+            "values": values,
+            "ids": np.array(memory.ids, np.int64),
+            "anchors": np.array([memory.anchors[i] for i in memory.ids], np.int64),
+            "last": np.array(memory.last),
+            "source": np.array(geometry.source),
+            "size": np.array(self.size),
+            "model_hash": np.array(self.model_hash),
+        }
+
+    def load_state_dict(self, state: dict[str, NDArray[np.generic]]) -> None:
+        """Go on where :meth:`state_dict` was taken; the masks will be the same.
+
+        Raises InputError if the state is of another model or size.
+        """
+        if str(state["model_hash"]) != self.model_hash or int(state["size"]) != self.size:
+            raise InputError(
+                "the saved state is of another model or size; use the same ones as before"
+            )
+        self.reset()
+        height, width = (int(x) for x in state["source"])
+        self._geometry = plan(height, width, self.size)
+        self._backend.open(self._geometry)
+        self._backend.restore(state["keys"].astype(np.float32), state["values"].astype(np.float32))
+        self._memory.ids = [int(i) for i in state["ids"]]
+        self._memory.anchors = {
+            i: int(a) for i, a in zip(self._memory.ids, state["anchors"], strict=True)
+        }
+        self._memory.last = int(state["last"])
+
+    def _started(self) -> Geometry:
+        if self._closed:
+            raise StateError("this Segmenter is closed; load a new one")
+        if self._geometry is None:
+            raise StateError("no video yet; call start(frame, mask) first")
+        return self._geometry
+
+    def close(self) -> None:
+        """Release the backend; also at the end of a ``with`` block."""
+        self._closed = True
+        self._backend.close()
+
+    def __enter__(self) -> Segmenter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """Height and width as people write them, "width x height"."""
+    return f"{shape[1]}x{shape[0]}"
+
+
+def check_frame(frame: Frame) -> None:
+    """Raise InputError unless ``frame`` is uint8 [H, W, 3] and not empty."""
+    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8:
+        got = getattr(frame, "dtype", type(frame).__name__)
+        raise InputError(f"a frame must be a NumPy array of dtype uint8, but this one is {got}")
+    if frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
+        raise InputError(f"a frame must be RGB, [height, width, 3], but this one is {frame.shape}")
+
+
+def check_mask(mask: Mask, size: tuple[int, ...]) -> list[int]:
+    """Return the ids in a mask; raise InputError unless it is uint8 of ``size`` and has some."""
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.uint8 or mask.ndim != 2:
+        got = f"{getattr(mask, 'dtype', type(mask).__name__)} {getattr(mask, 'shape', '')}"
+        raise InputError(f"a mask must be a NumPy array uint8 [height, width], but this is {got}")
+    if mask.shape != size:
+        raise InputError(
+            f"the mask is {shape_text(mask.shape)}, but the frame is {shape_text(size)}; "
+            "they must be of one size"
+        )
+    ids = [int(i) for i in np.flatnonzero(np.bincount(mask.ravel(), minlength=256)) if i]
+    if not ids:
+        raise InputError("the mask has no object: all its pixels are 0, the background")
+    return ids

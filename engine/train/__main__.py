@@ -1,0 +1,79 @@
+"""Command line of the trainer: ``python -m engine.train --config NAME --davis ROOT``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from engine.errors import EngineError, InputError, MissingExtraError
+
+DEVELOPMENT = ("bus", "dance-jump", "lucia", "motorbike", "rhino", "soccerball")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    p = argparse.ArgumentParser(
+        prog="python -m engine.train", description="Train a network; killed, it resumes."
+    )
+    p.add_argument("--config", default="mobilenetv2-first", help="the recipe, see config.py")
+    p.add_argument("--davis", type=Path, required=True, help="a DAVIS folder, 480p")
+    p.add_argument("--stills", type=Path, required=True, help="folder of <set>/images and masks")
+    p.add_argument(
+        "--exclude", nargs="*", default=list(DEVELOPMENT), metavar="SEQ",
+        help="sequences never trained on (default: the development split)",
+    )  # fmt: skip
+    p.add_argument(
+        "--out", type=Path, help="checkpoints and log (default: ~/.cache/mobilevos/CONFIG)"
+    )
+    p.add_argument("--steps", type=int, help="train for another number of steps")
+    p.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
+    p.add_argument("--fp32", action="store_true", help="no bfloat16 in convolutions")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    args = parser().parse_args(argv)
+    try:
+        train(args)
+    except EngineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def train(args: argparse.Namespace) -> None:
+    """Load the data, resume or begin, and train to the end."""
+    try:
+        import cv2
+        import torch
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("training", str(error.name), "train") from error
+    from engine.train.config import CONFIGS
+    from engine.train.data import Clips, load_davis, load_stills
+    from engine.train.loop import Trainer
+
+    if args.config not in CONFIGS:
+        raise InputError(f"unknown config '{args.config}'; choose one of: {', '.join(CONFIGS)}")
+    config = CONFIGS[args.config]
+    if args.steps:
+        config = dataclasses.replace(config, steps=args.steps)
+    cv2.setNumThreads(1)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    out = args.out or Path.home() / ".cache" / "mobilevos" / args.config
+    clips = Clips(load_davis(args.davis, tuple(args.exclude)), load_stills(args.stills))
+    print(f"{len(clips.videos)} videos, {len(clips.stills)} still images; writing to {out}")
+    trainer = Trainer(config, clips, out, bf16=not args.fp32)
+    if trainer.resume():
+        print(f"resumed at step {trainer.step} of {config.steps}")
+    trainer.run()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,49 @@
+"""Fixtures that many tests share: the demo clip, small frames, both backends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from engine.commands.demo import MASK, START, find_clip
+from engine.masks import load_ids, resize_ids
+from engine.video import open_source
+
+U8 = NDArray[np.uint8]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip ``gpu`` tests where there is no GPU, and say so."""
+    if not any("gpu" in item.keywords for item in items):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU on this machine"))
+
+
+@pytest.fixture(scope="session")
+def clip() -> tuple[list[U8], U8]:
+    """Sixty real frames [180, 320, 3] of the demo clip and the mask [180, 320] of the first."""
+    size = (320, 180)
+    source = open_source(str(find_clip()))
+    frames = [
+        np.asarray(Image.fromarray(f.image).resize(size, Image.Resampling.BOX))
+        for f in source.frames(START, START + 60)
+    ]
+    source.close()
+    return frames, resize_ids(load_ids(Path(MASK)), size[::-1])
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """Fresh numbers in every run; the seed is printed if the test fails."""
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"seed {seed}")
+    return np.random.default_rng(seed)
