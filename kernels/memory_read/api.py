@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kernels import checks
+from kernels.tiles import SPLIT_LIMIT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -167,4 +168,8 @@ def _unfit(query: Tensor, keys: Tensor, values: Tensor, slots: Tensor, out: Tens
         return f"{OP}, impl='triton': Ck must be 32, 64 or 128, got {key_dim}"
     if value_dim % VALUE_STEP or value_dim > VALUE_MAX:
         return f"{OP}, impl='triton': Cv must be a multiple of 64 up to 512, got {value_dim}"
+    # The kernel counts in 32 bits within one slot, and tiles across one object's reads.
+    largest = max(values[0].numel(), slots.shape[1] * query.shape[0] * SPLIT_LIMIT)
+    if largest >= 2**31:
+        return f"{OP}, impl='triton': a slot must hold fewer than 2^31 elements, got {largest}"
     return ""

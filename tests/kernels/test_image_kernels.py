@@ -54,7 +54,7 @@ def test_preprocess_agrees_with_pytorch(
     check_preprocess(interpreter, frame, *size, dtype)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     source=st.tuples(st.integers(1, 60), st.integers(1, 60)),
@@ -125,7 +125,7 @@ def test_mask_head_agrees_with_pytorch(
     check_mask_head(interpreter, probabilities, size, crop)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     channels=st.integers(1, 6),

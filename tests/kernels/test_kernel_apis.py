@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from kernels.mask_head import mask_head
 from kernels.memory_read import memory_read
 from kernels.memory_read.reference import memory_read_reference
 from kernels.preprocess import preprocess
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def read_arguments(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
@@ -199,5 +202,7 @@ def test_export_sees_plain_operations() -> None:
 )
 def test_imports_are_light(module: str, banned: set[str]) -> None:
     code = f"import sys, {module}; print(*sorted({banned!r} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert done.stdout.split() == []
