@@ -11,9 +11,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Card:
-    """Peaks: dense matrix FLOP/s per dtype, exponentials/s, bytes/s of device memory."""
+    """Peaks: dense matrix FLOP/s per dtype, exponentials/s, bytes/s of device memory.
+
+    words: all stand in the name by which the driver knows the card.
+    """
 
     name: str
+    words: frozenset[str]
     flops: dict[str, float]
     exponentials: float
     bandwidth: float
@@ -23,10 +27,22 @@ class Card:
 #: Programming Guide, "Arithmetic instructions") × boost clock. The 1080Ti has no tensor cores, and
 #: its fp16 is slower than its fp32; true fp32 has none on any card.
 CARDS = (
-    Card("A40", {"fp16": 149.7e12, "fp32": 37.4e12}, 84 * 16 * 1.74e9, 696e9),
-    Card("1080Ti", {"fp32": 11.3e12}, 28 * 32 * 1.58e9, 484e9),
-    Card("RTX 4090", {"fp16": 165.2e12, "fp32": 82.6e12}, 128 * 16 * 2.52e9, 1008e9),
-    Card("H100 SXM", {"fp16": 989.4e12, "fp32": 66.9e12}, 132 * 16 * 1.83e9, 3350e9),
+    Card("A40", frozenset({"A40"}), {"fp16": 149.7e12, "fp32": 37.4e12}, 84 * 16 * 1.74e9, 696e9),
+    Card("1080Ti", frozenset({"1080", "Ti"}), {"fp32": 11.3e12}, 28 * 32 * 1.58e9, 484e9),
+    Card(
+        "RTX 4090",
+        frozenset({"4090"}),
+        {"fp16": 165.2e12, "fp32": 82.6e12},
+        128 * 16 * 2.52e9,
+        1008e9,
+    ),
+    Card(
+        "H100 SXM",
+        frozenset({"H100", "HBM3"}),
+        {"fp16": 989.4e12, "fp32": 66.9e12},
+        132 * 16 * 1.83e9,
+        3350e9,
+    ),
 )
 ELEMENT = {"fp16": 2, "fp32": 4}
 
@@ -44,19 +60,20 @@ class Work:
 def count(
     dtype: str, positions: int, key_dim: int, value_dim: int, objects: int, reads: int
 ) -> Work:
-    """FLOPs and bytes of one memory read.
+    """FLOPs and bytes that one memory read needs at least, if all objects read the same slots.
 
-    Fused, each tensor crosses the memory bus once. Eager (product, softmax, product), the affinity
-    [N, R·N] is written by the first product, read and written by the softmax, read by the second.
+    Fused, each tensor crosses the memory bus once, and the objects share one affinity. Eager
+    (product, softmax, product), each object's [N, R·N] is written by the first product, read and
+    written by the softmax, read by the second.
     """
     memory = reads * positions
-    affinity = objects * positions * memory
+    affinity = positions * memory
     once = positions * key_dim + memory * key_dim + objects * (memory + positions) * value_dim
     return Work(
-        flops=2 * affinity * (key_dim + value_dim),
+        flops=2 * affinity * (key_dim + objects * value_dim),
         exponentials=affinity,
         fused_bytes=once * ELEMENT[dtype],
-        eager_bytes=(once + 4 * affinity) * ELEMENT[dtype],
+        eager_bytes=(once + 4 * objects * affinity) * ELEMENT[dtype],
     )
 
 

@@ -57,4 +57,8 @@ def test_counts() -> None:
     work = roofline.count("fp16", 1620, 64, 64, 1, 2)
     assert work.flops == 2 * 1620 * 3240 * 128
     assert work.fused_bytes == 2 * 64 * (1620 + 3240 + 3240 + 1620)
+    # Two objects that share an affinity: a second product with the values, no second softmax.
+    both = roofline.count("fp16", 1620, 64, 64, 2, 2)
+    assert both.flops == work.flops + 2 * 1620 * 3240 * 64
+    assert both.exponentials == work.exponentials
     assert work.eager_bytes - work.fused_bytes == 4 * 2 * 1620 * 3240

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import cubin, tiles
+from kernels import cubin, tiles, tune
 
 
 def test_examples_in_the_documentation() -> None:
-    for module in (tiles, cubin):
+    for module in (tiles, cubin, tune):
         result = doctest.testmod(module)
         assert result.attempted
         assert not result.failed
