@@ -26,6 +26,8 @@ DEFAULT_OUT = Path("build/kernels")
 FORMAT = 1
 #: MobileVOS: Ck = Cv = 64.
 KEY_DIM = VALUE_DIM = 64
+#: What Triton appends to every kernel's parameters. These kernels need neither.
+SCRATCH = ("global_scratch", "profile_scratch")
 _CTYPES = {"fp16": "*fp16", "fp32": "*fp32"}
 
 
@@ -228,6 +230,13 @@ def compile_variant(variant: Variant, target: str) -> Compiled:
             source, target=GPUTarget("cuda", int(target[3:]), 32), options=options
         )
     cubin = built.asm["cubin"]
+    entry = re.search(r"\.entry \w+\((.*?)\)", built.asm["ptx"], re.DOTALL)
+    found = entry.group(1).count(".param") if entry else 0
+    if found != len(types) + len(SCRATCH):
+        raise RuntimeError(
+            f"{variant.name}: the code has {found} parameters, expected {len(types)} and "
+            f"{len(SCRATCH)} scratch pointers: Triton {triton.__version__} launches otherwise"
+        )
     shared = int(built.metadata.shared)
     return Compiled(
         variant=variant,
@@ -245,7 +254,7 @@ def launch_metadata(built: Compiled) -> dict[str, Any]:
     import triton
 
     v = built.variant
-    scratch = [{"name": n, "type": "null pointer"} for n in ("global_scratch", "profile_scratch")]
+    scratch = [{"name": name, "type": "null pointer"} for name in SCRATCH]
     built_for = re.search(r"^\.target (sm_\w+)", built.ptx, re.MULTILINE)
     return {
         "format": FORMAT,

@@ -197,6 +197,7 @@ def test_export_sees_plain_operations() -> None:
         ("kernels.preprocess", {"torch", "triton"}),
         ("kernels.mask_head", {"torch", "triton"}),
         ("kernels.aot", {"torch", "triton"}),
+        ("kernels.launch", {"torch", "triton", "numpy"}),
         ("kernels.tiles", {"torch", "triton", "numpy"}),
     ],
 )

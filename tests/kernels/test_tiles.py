@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import cubin, tiles, tune
+from kernels import cubin, launch, tiles, tune
 
 
 def test_examples_in_the_documentation() -> None:
-    for module in (tiles, cubin, tune):
+    for module in (tiles, cubin, tune, launch):
         result = doctest.testmod(module)
         assert result.attempted
         assert not result.failed

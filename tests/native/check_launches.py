@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes as c
 import itertools
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from kernels import tiles
+from kernels.launch import grid
 
 OK, INVALID, NO_CONTEXT, UNSUPPORTED, CUDA_ERROR = 0, 1, 3, 4, 5
 ADDRESSES = {n: 0x7000_0000 + 0x100_0000 * i for i, n in enumerate(
@@ -129,7 +129,7 @@ def launches(mvos: Any, fake: Any, metadata: list[dict[str, Any]], folder: Path)
             cubin = (folder / f"{m['name']}.{m['target']}.cubin").read_bytes()
             assert c.string_at(launch.image, len(cubin)) == cubin
             assert launch.kernel.decode() == m["kernel"]
-            assert list(launch.grid) == [grid_rule(rule, numbers) for rule in m["grid"]]
+            assert tuple(launch.grid) == grid(m["grid"], numbers)
             assert list(launch.block) == [m["threads"], 1, 1]
             assert launch.shared == m["shared"]
             if m["shared"] > 48 * 1024:
@@ -139,16 +139,6 @@ def launches(mvos: Any, fake: Any, metadata: list[dict[str, Any]], folder: Path)
             assert dict(zip(names, launch.values[: launch.parameters], strict=True)) == {
                 n: given[n] for n in names
             }
-
-
-def grid_rule(rule: str, numbers: dict[str, int]) -> int:
-    """The metadata's grid rule, such as "ceil(objects * 64 / 128)"."""
-    ceiling = re.fullmatch(r"ceil\((.+) / (\d+)\)", rule)
-    product, by = (ceiling.group(1), int(ceiling.group(2))) if ceiling else (rule, 1)
-    total = 1
-    for factor in product.split(" * "):
-        total *= int(factor) if factor.isdigit() else numbers[factor]
-    return -(-total // by)
 
 
 def capabilities(mvos: Any, metadata: list[dict[str, Any]]) -> None:

@@ -1,6 +1,9 @@
 /* A stand-in for libcuda that runs nothing and records everything, for check_launches.py. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 typedef struct fake_launch {
@@ -24,7 +27,7 @@ int fake_attribute_value; /* the last CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_
 static struct {
     const unsigned char *image;
     char kernel[64];
-} modules[64];
+} modules[256];
 
 #define FAIL_IF_ASKED(name) \
     if (strcmp(fake_failing, name) == 0) return 719
@@ -33,6 +36,25 @@ int cuInit(unsigned flags) {
     FAIL_IF_ASKED("cuInit");
     fake_inits++;
     return flags == 0 ? 0 : 1;
+}
+
+/* cuda.bindings asks for every function of the driver; those that are not here stay null. */
+int cuGetProcAddress_v2(const char *name, void **function, int version, uint64_t flags,
+                        int *status) {
+    Dl_info self;
+    void *library;
+    (void)version, (void)flags;
+    if (dladdr((void *)&cuGetProcAddress_v2, &self) == 0) return 1;
+    library = dlopen(self.dli_fname, RTLD_NOW | RTLD_NOLOAD);
+    *function = library ? dlsym(library, name) : NULL;
+    if (status) *status = *function ? 0 : 1;
+    return *function ? 0 : 500;
+}
+
+int cuKernelGetFunction(void **function, void *kernel) {
+    FAIL_IF_ASKED("cuKernelGetFunction");
+    *function = kernel;
+    return 0;
 }
 
 int cuGetErrorString(int error, const char **text) {
@@ -64,8 +86,20 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
 int cuLibraryLoadData(void **library, const void *code, void *a, void **b, unsigned c, void *d,
                       void **e, unsigned f) {
     FAIL_IF_ASKED("cuLibraryLoadData");
-    if (a || b || c || d || e || f || memcmp(code, "\177ELF", 4) != 0) return 1;
-    modules[fake_load_count].image = code;
+    const unsigned char *elf = code;
+    unsigned char *copy;
+    uint64_t table, size;
+    uint16_t entry, entries;
+    (void)a, (void)b, (void)d, (void)e;
+    if (c || f || memcmp(elf, "\177ELF", 4) != 0) return 1;
+    /* Like the driver, keep a copy. A cubin ends with its program headers. */
+    memcpy(&table, elf + 0x20, 8);
+    memcpy(&entry, elf + 0x36, 2);
+    memcpy(&entries, elf + 0x38, 2);
+    size = table + (uint64_t)entry * entries;
+    copy = malloc(size);
+    memcpy(copy, elf, size);
+    modules[fake_load_count].image = copy;
     *library = &modules[fake_load_count++];
     return 0;
 }
