@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from interpreted import Interpreter
 
+# Set for a whole run, it would stop this process from compiling; the interpreter has its own.
+os.environ.pop("TRITON_INTERPRET", None)
+
 
 @pytest.fixture(scope="session")
 def interpreter() -> Iterator[Interpreter]:

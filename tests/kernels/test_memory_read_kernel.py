@@ -51,6 +51,13 @@ def eager(case: Case) -> np.ndarray:
     return memory_read_reference(*(torch.from_numpy(a) for a in case)).numpy()
 
 
+def largest_terms(case: Case) -> float:
+    """max Σ|terms| of a score: (2·|m|·|q| + |m|²)/√Ck, with absolute values inside the sums."""
+    query, keys = (np.abs(a.astype(np.float64)) for a in case[:2])
+    flat = keys.reshape(-1, keys.shape[2])
+    return float((2 * query @ flat.T + np.square(flat).sum(1)).max() / keys.shape[2] ** 0.5)
+
+
 def bound(case: Case) -> float:
     """An upper bound of the kernel's error, from the precision alone: no run can exceed it.
 
@@ -59,16 +66,14 @@ def bound(case: Case) -> float:
     weights are rounded to the inputs' type for the second product, ≤ 2⁻²⁵ each where they are
     subnormal in float16, and so is the result.
     """
-    query, keys, values, slots = (np.abs(a.astype(np.float64)) for a in case)
+    query, values, slots = case[0], case[2], case[3]
     key_dim, count = query.shape[1], slots.shape[1] * query.shape[0]
-    flat = keys.reshape(-1, key_dim)
-    terms = (2 * query @ flat.T + np.square(flat).sum(1)).max() / key_dim**0.5
-    unit, own = ROUNDING[SINGLE], ROUNDING[case[0].dtype.type]
-    score = (key_dim + 8) * unit * terms
+    unit, own = ROUNDING[SINGLE], ROUNDING[query.dtype.type]
+    score = (key_dim + 8) * unit * largest_terms(case)
     weights = 4 * score + 2 * (count + 8) * unit + 2 * own
-    if case[0].dtype == HALF:
+    if query.dtype == HALF:
         weights += count * 2.0**-25
-    return float(values.max() * weights)
+    return float(np.abs(values.astype(np.float64)).max() * weights)
 
 
 def check(result: np.ndarray, case: Case) -> float:
@@ -79,8 +84,9 @@ def check(result: np.ndarray, case: Case) -> float:
     assert error.max() <= bound(case)
     rms = float(np.sqrt(np.square(error).mean()))
     other = float(np.sqrt(np.square(eager(case).astype(np.float64) - wanted).mean()))
-    floor = ROUNDING[case[0].dtype.type] * float(np.abs(case[2]).max())
-    assert rms <= 1.5 * other + floor
+    # PyTorch may be lucky where there are few queries: allow one rounding of the largest terms.
+    units = ROUNDING[case[0].dtype.type] + ROUNDING[SINGLE] * largest_terms(case)
+    assert rms <= 1.5 * other + units * float(np.abs(case[2]).max())
     return float(error.max())
 
 
