@@ -55,9 +55,8 @@ def memory_read(before: bool, lie: int = 0) -> None:
             tensors = [guard(t, before) for t in (query, keys, values, table, out)]
             if lie:  # the launcher takes N from the query
                 tensors[0] = torch.zeros(positions + lie, 32, dtype=dtype)
-            for splits in (1, 3):
-                for block_v in (64, 128):
-                    memory_read_triton(*tensors, ReadPlan(16, 16, block_v, 4, 2, splits))
+            for splits, block_v in ((1, 64), (3, 128)):
+                memory_read_triton(*tensors, ReadPlan(16, 16, block_v, 4, 2, splits))
 
 
 def preprocess(before: bool) -> None:
