@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.run(options)
         sys.stdout.flush()
     except EngineError as error:
-        _warn(f"error: {' '.join(str(error).split())}")
+        _warn(f"{error.severity}: {' '.join(str(error).split())}")
         return error.exit_code
     except KeyboardInterrupt:
         return 130

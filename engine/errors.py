@@ -1,6 +1,6 @@
 """The errors that a user can meet. Each message says what happened, why, and what to do.
 
-The command line prints the message alone, on one line, and exits with ``exit_code``.
+The command line prints ``severity`` and the message on one line and exits with ``exit_code``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ class EngineError(Exception):
     """Base of every error that the engine raises on purpose."""
 
     exit_code = 2
+    severity = "error"
 
 
 class InputError(EngineError, ValueError):
@@ -24,6 +25,7 @@ class TruncatedVideoError(InputError):
     """The video ended in the middle; everything before the break was good and is kept."""
 
     exit_code = 3
+    severity = "warning"
 
 
 class OutputError(EngineError, OSError):

@@ -28,7 +28,7 @@ def choose(backend: str) -> tuple[str, str]:
     Raises BackendError for a name that is not in :data:`BACKENDS`.
     """
     if backend == "auto":
-        return "cpu", "the fastest of the installed backends: ONNX Runtime on the CPU"
+        return "cpu", "which needs nothing beyond the base install"
     if backend not in BACKENDS:
         raise BackendError(
             f"unknown backend '{backend}'; choose one of: auto, {', '.join(BACKENDS)}"
