@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import pickle
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -118,16 +120,20 @@ def step_graph(model: MobileVOS) -> onnx.ModelProto:
         "given": {0: k, 1: 16 * h, 2: 16 * w},
         "use_given": {0: k},
     }
-    program = torch.onnx.export(
-        Step(model),
-        tuple(example.values()),
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=list(example),
-        output_names=["logits", "probabilities", "key", "value"],
-        dynamic_shapes=tuple(shapes.values()),
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        # Of the exporter's own deprecations, and that a size named twice keeps one of its names.
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", ".*axis name.*will not be used", UserWarning)
+        program = torch.onnx.export(
+            Step(model).eval(),
+            tuple(example.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(example),
+            output_names=["logits", "probabilities", "key", "value"],
+            dynamic_shapes=tuple(shapes.values()),
+            verbose=False,
+        )
     core = program.model_proto  # type: ignore[union-attr]
     core.ir_version = IR_VERSION
     for node in core.graph.node:
@@ -215,6 +221,22 @@ def export(model: MobileVOS, name: str, folder: Path) -> None:
     onnx.checker.check_model(str(graph_path(name, folder)), full_check=True)
 
 
+def load_average(name: str, checkpoint: Path) -> MobileVOS:
+    """Make the network ``name`` with the averaged weights of a training checkpoint.
+
+    Raises ModelError if there are none in it.
+    """
+    model = create(name)
+    try:
+        model.load_state_dict(torch.load(checkpoint, weights_only=True)["ema"])
+    except (OSError, RuntimeError, LookupError, EOFError, pickle.UnpicklingError) as error:
+        raise ModelError(
+            f"'{checkpoint}' is not a checkpoint of '{name}', or is missing or damaged "
+            f"({(str(error).splitlines() or [''])[0]}); give the checkpoint.pt of its training"
+        ) from error
+    return model
+
+
 def main(argv: list[str] | None = None) -> int:
     """Export the EMA weights of a training checkpoint."""
     p = argparse.ArgumentParser(prog="python -m engine.export", description=__doc__)
@@ -223,11 +245,9 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--out", type=Path, default=Path("build/weights"))
     args = p.parse_args(argv)
     try:
-        model = create(args.model)
-        model.load_state_dict(torch.load(args.checkpoint, weights_only=True)["ema"])
-        export(model, args.model, args.out)
-    except (EngineError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        export(load_average(args.model, args.checkpoint), args.model, args.out)
+    except (EngineError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     for path in (weights_path(args.model, args.out), graph_path(args.model, args.out)):
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")

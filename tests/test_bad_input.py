@@ -44,7 +44,8 @@ def segment(tmp_path, capsys):
 def refused(result, *words, code=2):
     """The outcome is one line on stderr, without a traceback, that contains ``words``."""
     assert result[0] == code
-    errors = [line for line in result[2].splitlines() if line.startswith("error: ")]
+    kind = "warning: " if code == 3 else "error: "
+    errors = [line for line in result[2].splitlines() if line.startswith(kind)]
     assert len(errors) == 1 and "Traceback" not in result[2]
     for word in words:
         assert word in errors[0]

@@ -146,18 +146,31 @@ def score_sequence(
     predictions = segmenter.segment(frames, load_truth(masks[0]))
     for i, (path, prediction) in enumerate(zip(masks, predictions, strict=True)):
         if 0 < i < len(masks) - 1:
-            evaluator.feed_frame(prediction, load_truth(path))
+            truth = load_truth(path)
+            if truth.shape != prediction.shape:
+                raise InputError(f"'{path}' is not of its frame's size; masks must fit the frames")
+            evaluator.feed_frame(prediction, truth)
         if out:
             write_mask(out / name / path.name, prediction)
         bar.update()
     j, f = evaluator.conclude()
+    if not j:
+        raise InputError(f"the masks of {name} are empty in all frames that count; leave it out")
     fps = segmenter.stats.fps
     return [Score(name, int(k), float(j[k]) / 100, float(f[k]) / 100, fps) for k in sorted(j)]
 
 
 def load_truth(path: Path) -> NDArray[np.uint8]:
-    """Read an annotation's ids, [H, W]; one of 0 and 255 alone, as DAVIS-2016 has, is object 1."""
-    ids = load_ids(path)
+    """Read an annotation's ids, [H, W]; one of 0 and 255 alone, as DAVIS-2016 has, is object 1.
+
+    Raises InputError if it is no such image.
+    """
+    try:
+        ids = load_ids(path)
+    except InputError as error:
+        raise InputError(f"'{path}' is not a readable image; replace it") from error
+    if ids.ndim != 2:
+        raise InputError(f"'{path}' is a colour image; masks hold ids, as grey or palette values")
     return (ids > 0).astype(np.uint8) if ids.max(initial=0) == 255 else ids
 
 
@@ -177,8 +190,8 @@ def mean(scores: list[Score], field: str) -> float:
 
 def table(scores: list[Score]) -> Iterator[str]:
     """The lines of the printed table."""
-    width = max(len("mean"), *(len(s.sequence) for s in scores))
-    yield f"{'sequence':<{width}}  object   J&F      J      F    FPS"
+    width = max(len(name) for name in ("sequence", *(s.sequence for s in scores)))
+    yield f"{'sequence':<{width}}  object    J&F      J      F    FPS"
     for s in scores:
         yield (
             f"{s.sequence:<{width}}  {s.object:>6}  {s.jf:.3f}  {s.j:.3f}  {s.f:.3f}  {s.fps:5.1f}"

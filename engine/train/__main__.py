@@ -28,6 +28,10 @@ def parser() -> argparse.ArgumentParser:
         "--out", type=Path, help="checkpoints and log (default: ~/.cache/mobilevos/CONFIG)"
     )
     p.add_argument("--steps", type=int, help="train for another number of steps")
+    p.add_argument(
+        "--save-every", type=float, default=120.0, metavar="SECONDS",
+        help="write a checkpoint this often (default: %(default)s)",
+    )  # fmt: skip
     p.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
     p.add_argument("--fp32", action="store_true", help="no bfloat16 in convolutions")
     return p
@@ -39,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         train(args)
     except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -72,7 +76,7 @@ def train(args: argparse.Namespace) -> None:
     trainer = Trainer(config, clips, out, bf16=not args.fp32)
     if trainer.resume():
         print(f"resumed at step {trainer.step} of {config.steps}")
-    trainer.run()
+    trainer.run(args.save_every)
 
 
 if __name__ == "__main__":

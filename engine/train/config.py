@@ -44,6 +44,7 @@ class TrainConfig:
     hard: float = 0.25  # share of the pixels that the cross-entropy keeps, the hardest
     occluder: float = 0.3  # share of one-object clips over which something untracked passes
     frozen_stages: int = 2  # of the query encoder
+    pretrained: bool = True  # start the backbones from ImageNet weights
 
 
 CONFIGS = {
@@ -57,6 +58,23 @@ CONFIGS = {
             Phase(
                 until=1.0, frames=6, supervised=2, static=0.2, gap=9, pairs=0.3,
                 size=(320, 544), batch=2,
+            ),
+        ),
+    ),
+    # Learns nothing; a minute of it shows that training, killing and resuming work.
+    "smoke": TrainConfig(
+        model="mobilevos-mobilenetv2-noaspp",
+        steps=8,
+        warmup=2,
+        pretrained=False,
+        phases=(
+            Phase(
+                until=0.5, frames=3, supervised=2, static=0.5, gap=2, pairs=0.5,
+                size=(64, 96), batch=2,
+            ),
+            Phase(
+                until=1.0, frames=3, supervised=1, static=0.5, gap=3, pairs=0.5,
+                size=(64, 96), batch=1,
             ),
         ),
     ),

@@ -31,7 +31,10 @@ class Source:
 
 
 def load_davis(root: Path, exclude: tuple[str, ...]) -> list[Source]:
-    """Read all sequences of a DAVIS folder at 480p into memory, but for those in ``exclude``."""
+    """Read all sequences of a DAVIS folder at 480p into memory, but for those in ``exclude``.
+
+    Raises InputError if there are none, or one has frames without masks.
+    """
     images = root / "JPEGImages" / "480p"
     if not images.is_dir():
         raise InputError(f"no DAVIS data in '{root}': '{images}' is missing")
@@ -39,27 +42,45 @@ def load_davis(root: Path, exclude: tuple[str, ...]) -> list[Source]:
     for folder in sorted(images.iterdir()):
         if folder.name in exclude:
             continue
-        names = sorted(p.stem for p in folder.glob("*.jpg"))
         marks = root / "Annotations" / "480p" / folder.name
-        sources.append(
-            Source(
-                folder.name,
-                [np.asarray(Image.open(folder / f"{n}.jpg").convert("RGB")) for n in names],
-                [np.asarray(Image.open(marks / f"{n}.png")).astype(np.uint8) for n in names],
-            )
-        )
+        pairs = [read_pair(p, marks / f"{p.stem}.png") for p in sorted(folder.glob("*.jpg"))]
+        if pairs:
+            sources.append(Source(folder.name, [f for f, _ in pairs], [m for _, m in pairs]))
+    if not sources:
+        raise InputError(f"no sequences to train on in '{images}', but for excluded ones")
     return sources
 
 
+def read_pair(image: Path, mask: Path) -> tuple[U8, U8]:
+    """Read a frame [H, W, 3] and its mask's ids [H, W]; InputError names the file at fault."""
+    try:
+        frame = np.asarray(Image.open(image).convert("RGB"))
+        ids = np.asarray(Image.open(mask)).astype(np.uint8)
+    except FileNotFoundError as error:
+        raise InputError(f"'{error.filename}' is missing; each image needs its mask") from None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"'{image}' or '{mask}' is damaged ({error}); replace it") from error
+    if ids.shape != frame.shape[:2]:
+        raise InputError(f"'{mask}' is {ids.shape}, but its frame is {frame.shape[:2]}")
+    return frame, ids
+
+
 def load_stills(root: Path) -> list[Source]:
-    """Read ``root/<set>/images`` and ``masks`` (ids) as one-frame sources."""
+    """Read ``root/<set>/images`` and ``masks`` (ids) as one-frame sources.
+
+    An image without an object is left out; raises InputError if there are no others.
+    """
     sources = []
     for path in sorted(root.glob("*/images/*")):
-        mask = path.parent.parent / "masks" / f"{path.stem}.png"
-        ids = np.asarray(Image.open(mask)).astype(np.uint8)
-        image = np.asarray(Image.open(path).convert("RGB"))
-        if ids.shape == image.shape[:2] and (ids > 0).any():
-            sources.append(Source(f"{path.parent.parent.name}/{path.stem}", [image], [ids]))
+        folder = path.parent.parent
+        image, ids = read_pair(path, folder / "masks" / f"{path.stem}.png")
+        if ids.any():
+            sources.append(Source(f"{folder.name}/{path.stem}", [image], [ids]))
+    if not sources:
+        raise InputError(
+            f"no still images with objects in '{root}'; they belong into "
+            f"'{root / 'SET' / 'images'}', their masks into '{root / 'SET' / 'masks'}'"
+        )
     return sources
 
 
@@ -104,7 +125,9 @@ class Clips:
     ) -> tuple[list[U8], list[U8]]:
         """Draw a clip with one object, label 1; ``pasted`` ones move more and may leave."""
         height, width = phase.size
-        for _ in range(20):
+        for attempt in range(1000):
+            if attempt and attempt % 20 == 0:
+                still = not still
             if still:
                 source = self.stills[rng.integers(len(self.stills))]
                 times = [0] * phase.frames
@@ -138,7 +161,10 @@ class Clips:
                 masks.append(warp.mask(source.masks[t] == chosen))
             if masks[0].sum() >= MIN_AREA:
                 return frames, masks
-        return self.single(rng, phase, still=not still, pasted=pasted)
+        raise InputError(
+            f"found no object of {MIN_AREA} pixels in crops of {width}x{height}: the masks of the "
+            "training data are empty or tiny"
+        )
 
 
 def pick_times(rng: Rng, length: int, frames: int, gap: int) -> list[int]:

