@@ -170,6 +170,7 @@ def test_auto_takes_views_and_writes_out() -> None:
     assert torch.equal(out, memory_read_reference(**arguments))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_export_sees_plain_operations() -> None:
     class Read(torch.nn.Module):
         def forward(self, q: Any, k: Any, v: Any, s: Any) -> torch.Tensor:
