@@ -146,12 +146,11 @@ def plot(path: Path, name: str, times: list[float], memory: list[float]) -> None
     window = 25
     smooth = [statistics.median(times[max(0, i - window) : i + 1]) for i in range(len(times))]
     top.plot([1e3 / t for t in smooth])
-    top.set(
-        ylabel=f"FPS (median of {window})", ylim=(0, None), title=f"{name}: flat over a long clip?"
-    )
+    top.set(title=f"{name}, one object", ylabel=f"FPS (median of {window})")
     bottom.plot(memory)
-    bottom.set(ylabel="process memory, MB", xlabel="frame", ylim=(0, None))
+    bottom.set(ylabel="process memory, MB", xlabel="frame")
     for axes in (top, bottom):
+        axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
         axes.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
