@@ -51,10 +51,10 @@ def test_ids_are_the_callers(seg, frames, mask):
 
 
 def test_adding_keeps_the_others(seg, frames, mask):
-    """An object added in frame 3 leaves its neighbour's mask as it was, but for their border."""
+    """A rock added in frame 3 is followed, and the rabbit's mask stays but for their border."""
     alone = list(seg.segment(frames[:8], mask))
     more = np.zeros_like(mask)
-    more[5:45, 5:45] = 77
+    more[102:136, 22:62] = 77  # the box around the nearer of the grey rocks
     more[mask > 0] = 0
     seg.start(frames[0], mask)
     for t in range(1, 8):
