@@ -105,6 +105,19 @@ def test_earlier_results_are_kept_unless_told(command, tmp_path, capsys):
     assert (tmp_path / "out" / "masks" / "notes.txt").exists()
 
 
+def test_a_backend_that_cannot_run_costs_no_earlier_results(command, tmp_path, monkeypatch):
+    assert main([*command, "--end", "5"]) == 0
+    before = masks(tmp_path / "out")
+
+    def fail(options):
+        raise MissingExtraError("backend 'reference'", "torch", "reference")
+
+    monkeypatch.setattr(engine.commands.job, "load_segmenter", fail)
+    assert main([*command, "--overwrite"]) == 2
+    assert before and masks(tmp_path / "out") == before
+    assert (tmp_path / "out" / "overlay.mp4").exists()
+
+
 def test_resume_of_nothing_and_of_a_finished_run(command, made, tmp_path, capsys):
     assert main([*command, "--resume"]) == 0
     assert "nothing to resume" in capsys.readouterr().err

@@ -84,8 +84,9 @@ def segment(options: SegmentOptions, say: Say, warn: Say) -> None:
         with prefetch(wanted, drop_oldest=source.live) as frames:
             first = next(frames)
             mask = _first_mask(options, first, warn)
-            results.prepare(clear=options.overwrite and not resuming)
             with load_segmenter(options) as segmenter:
+                # Only now: what cannot run must not cost the results of an earlier run.
+                results.prepare(clear=options.overwrite and not resuming)
                 run = Run(options, results, source, frames, segmenter, mask, say, warn)
                 run.go(first, resuming)
 
