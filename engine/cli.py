@@ -10,6 +10,7 @@ from typing import Any
 
 from engine import __version__
 from engine.errors import EngineError
+from engine.memory import POLICIES
 from engine.weights import FOLDER
 
 DEFAULT_MODEL = "mobilevos-mobilenetv2"
@@ -51,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """``--model --size --backend --threads``, the same in every command that runs a model."""
+    """The options of every command that runs a model."""
     group = parser.add_argument_group("model")
     group.add_argument("--model", default=DEFAULT_MODEL, help="default: %(default)s")
     group.add_argument(
@@ -64,6 +65,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=_positive, help="CPU threads (default: all cores)")
     group.add_argument(
         "--weights", type=Path, metavar="DIR", help="another folder to take the model from"
+    )
+    group.add_argument(
+        "--memory",
+        choices=POLICIES,
+        default=POLICIES[0],
+        help="finite: remember the first and the most recent frame (default); infinite: every "
+        "fifth frame too, slower and larger with every frame",
     )
 
 
@@ -210,6 +218,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         options.size,
         options.threads,
         options.weights or FOLDER,
+        options.memory,
     ) as segmenter:
         evaluate(segmenter, options.davis, options.sequences, options.out)
 
@@ -235,6 +244,7 @@ def _job_options(options: argparse.Namespace, **more: Any) -> Any:
         "backend",
         "threads",
         "weights",
+        "memory",
     ]
     return SegmentOptions(**{name: getattr(options, name) for name in shared}, **more)
 

@@ -1,28 +1,48 @@
-"""The finite memory: which slots there are, and which of them each object reads.
+"""The memory's book: which slots there are, and which of them each object reads.
 
 Only the book-keeping; keys and values lie with the backend. Slots 0 and 1 hold the most recent
-frame by turns: while one is read, the other is written. Slots from 2 on are anchors, frames in
-which the caller gave masks. Each object reads its own anchor and the most recent frame.
+frame by turns: while one is read, the other is written. Slots from 2 on are copies that stay. What
+stays is the policy:
+
+- ``finite`` (MobileVOS): of each object, the frame in which the caller gave its mask last.
+- ``infinite`` (STCN): every frame in which a mask was given, and every fifth frame. It grows for
+  ever and gets slower with it; it is the baseline that the finite memory is measured against.
+
+Beside what stays, every object reads the most recent frame; an object that is lost reads, instead,
+the last frame in which it was seen, which is held in a slot of its own until it is back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.errors import InputError
+
+POLICIES = ("finite", "infinite")
 RECENT = 2  # slots that take turns
+EVERY = 5  # "infinite" keeps one frame in so many, as STCN does
 NONE = -1
 
 
 class Memory:
-    """Slot table of one video. ``ids`` are the caller's, in the order of the backend's columns."""
+    """Slot table of one video. ``ids`` are the caller's, in the order of the backend's columns.
 
-    def __init__(self) -> None:
+    Raises InputError if ``policy`` is not one of :data:`POLICIES`.
+    """
+
+    def __init__(self, policy: str = "finite") -> None:
+        self.policy = check_policy(policy)
         self.ids: list[int] = []
-        self.anchors: dict[int, int] = {}  # id → slot
+        self.kept: dict[int, list[int]] = {}  # id → the slots that stay, in order of time
+        self.held: dict[int, int] = {}  # lost id → slot of the last frame in which it was seen
+        self.doubled: set[int] = set()  # ids of whose kept slots one is a copy of the last frame
         self.last = 0  # the slot of the most recent frame
+        self.frames = 0  # how many frames were written
 
     @property
     def write(self) -> int:
@@ -30,16 +50,30 @@ class Memory:
         return 1 - self.last
 
     @property
+    def used(self) -> int:
+        """How many slots from 0 on have a content that matters."""
+        return max(self._taken(), default=RECENT - 1) + 1
+
+    @property
     def slots(self) -> int:
-        """How many slots the pool must have."""
-        return max(self.anchors.values(), default=RECENT - 1) + 1
+        """How many slots the pool must have: a power of two, so that it seldom changes size."""
+        return max(2 * RECENT, 1 << (self.used - 1).bit_length())
 
     def table(self) -> NDArray[np.int32]:
-        """The slots that each object reads, int32 [K, 2]: anchor and last; −1 before its first."""
-        rows = [
-            (self.anchors[i], self.last) if i in self.anchors else (NONE, NONE) for i in self.ids
-        ]
-        return np.array(rows, np.int32).reshape(-1, 2)
+        """The slots that each object reads, int32 [K, R]: those that stay, then the most recent.
+
+        Rows are filled up with −1, of which that of an object before its first frame consists. R is
+        2 for the finite memory and grows for the infinite one.
+        """
+        return pad([self._row(label) for label in self.ids], 2)
+
+    def _row(self, label: int) -> list[int]:
+        if label not in self.kept:
+            return []
+        # One frame among several must not count twice; of two, the pair's shape matters more.
+        if self.policy == "infinite" and label in self.doubled:
+            return self.kept[label]
+        return [*self.kept[label], self.held.get(label, self.last)]
 
     def add(self, ids: Sequence[int]) -> list[int]:
         """Append objects; returns the old column of each column, −1 for new ones."""
@@ -51,20 +85,95 @@ class Memory:
         """Forget an object; returns the old column of each column that is left."""
         gone = self.ids.index(label)
         self.ids.remove(label)
-        self.anchors.pop(label, None)
+        self.kept.pop(label, None)
+        self.held.pop(label, None)
+        self.doubled.discard(label)
         return [c for c in range(len(self.ids) + 1) if c != gone]
+
+    def hold(self, lost: Iterable[int]) -> int | None:
+        """Say which objects the written frame lost, before ``turn``; all others are seen.
+
+        Returns the slot that the last frame must be copied to for those that are newly lost, or
+        None.
+        """
+        lost = set(lost)
+        self.held = {label: slot for label, slot in self.held.items() if label in lost}
+        new = lost - self.held.keys()
+        if not new:
+            return None
+        slot = self._free()
+        self.held.update(dict.fromkeys(sorted(new), slot))
+        return slot
 
     def turn(self) -> None:
         """The frame was written: it is now the most recent one."""
         self.last = self.write
+        self.frames += 1
+        self.doubled &= self.held.keys()
 
-    def anchor(self, ids: Sequence[int]) -> int:
-        """Give ``ids`` a new anchor that they share; returns its slot, the lowest free one."""
-        for label in ids:
-            self.anchors.pop(label, None)
-        taken = set(self.anchors.values())
-        slot = RECENT
-        while slot in taken:
-            slot += 1
-        self.anchors.update(dict.fromkeys(ids, slot))
+    def keep(self, given: Sequence[int] = ()) -> int | None:
+        """Let the most recent frame stay for the objects that need it, after ``turn``.
+
+        ``given``: the ids whose mask was given in it. Returns the slot that the frame must be
+        copied to, which those objects share, or None if it need not stay.
+        """
+        wanted = set(given)
+        if self.policy == "infinite" and self.frames % EVERY == 1:  # the 1st frame, the 6th …
+            wanted |= set(self.ids) - self.held.keys()
+        elif self.policy == "finite":
+            for label in given:
+                self.kept.pop(label, None)
+        if not wanted:
+            return None
+        slot = self._free()
+        for label in wanted:
+            self.kept.setdefault(label, []).append(slot)
+        self.doubled |= wanted
         return slot
+
+    def _taken(self) -> set[int]:
+        return {s for kept in self.kept.values() for s in kept} | set(self.held.values())
+
+    def _free(self) -> int:
+        """The lowest slot that is free."""
+        taken = self._taken()
+        return next(slot for slot in itertools.count(RECENT) if slot not in taken)
+
+    def state_dict(self) -> dict[str, NDArray[np.generic]]:
+        """The book as arrays, for :meth:`load_state_dict`."""
+        return {
+            "ids": np.array(self.ids, np.int64),
+            "kept": pad([self.kept[i] for i in self.ids], 1),
+            "held": np.array([self.held.get(i, NONE) for i in self.ids], np.int32),
+            "doubled": np.array([i in self.doubled for i in self.ids], np.bool_),
+            "last": np.array(self.last),
+            "frames": np.array(self.frames),
+            "policy": np.array(self.policy),
+        }
+
+    def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Become the book that :meth:`state_dict` was taken of."""
+        self.policy = check_policy(str(state["policy"]))
+        self.ids = [int(i) for i in state["ids"]]
+        rows = zip(self.ids, state["kept"].tolist(), strict=True)
+        self.kept = {i: [s for s in row if s != NONE] for i, row in rows}
+        held = zip(self.ids, state["held"].tolist(), strict=True)
+        self.held = {i: s for i, s in held if s != NONE}
+        self.doubled = {i for i, d in zip(self.ids, state["doubled"], strict=True) if d}
+        self.last, self.frames = int(state["last"]), int(state["frames"])
+
+
+def pad(rows: Sequence[Sequence[int]], width: int) -> NDArray[np.int32]:
+    """Rows of slots as int32 [len(rows), R], filled up with −1; R is at least ``width``."""
+    width = max([width, *map(len, rows)])
+    table = np.full((len(rows), width), NONE, np.int32)
+    for line, row in zip(table, rows, strict=True):
+        line[: len(row)] = row
+    return table
+
+
+def check_policy(policy: str) -> str:
+    """Return ``policy``; raise InputError if there is no such one."""
+    if policy not in POLICIES:
+        raise InputError(f"unknown memory '{policy}'; choose one of: {', '.join(POLICIES)}")
+    return policy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +22,7 @@ from engine.frames import (
     plan,
     probabilities_to_source,
 )
-from engine.memory import Memory
+from engine.memory import Memory, check_policy
 from engine.runtime.base import Backend, StepInput
 from engine.weights import FOLDER, file_hash, find
 
@@ -53,8 +53,16 @@ class Segmenter:
     ...     mask = seg.step(next_frame)
     """
 
-    def __init__(self, backend: Backend, model: str, model_hash: str, size: int = 480) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        model: str,
+        model_hash: str,
+        size: int = 480,
+        memory: str = "finite",
+    ) -> None:
         self._backend = backend
+        self.memory = check_policy(memory)
         self.model, self.model_hash, self.size = model, model_hash, size
         self._closed = False
         self._geometry: Geometry | None = None
@@ -68,6 +76,7 @@ class Segmenter:
         size: int = 480,
         threads: int | None = None,
         weights: Path | str = FOLDER,
+        memory: str = "finite",
     ) -> Segmenter:
         """Load a model into a backend.
 
@@ -79,17 +88,21 @@ class Segmenter:
             their masks enlarged again, smaller ones are left alone.
         threads: CPU threads; None means one a core.
         weights: another folder to take the model's files from.
+        memory: ``finite``, the frame where an object was given and the most recent one; or
+            ``infinite``, also every fifth frame: slower and larger with every frame.
 
         Raises
         ------
-        ModelError, BackendError, MissingExtraError, InputError (for ``size`` or ``threads``).
+        ModelError, BackendError, MissingExtraError, InputError (for ``size``, ``threads`` or
+        ``memory``).
         """
         if size < 16:
             raise InputError(f"size is {size}, but the network needs at least 16 pixels")
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}; give 1 or more, or leave it out")
+        check_policy(memory)
         loaded = runtime.create(backend, model, Path(weights), threads or 0)
-        return cls(loaded, model, file_hash(find(model, Path(weights))[0]), size)
+        return cls(loaded, model, file_hash(find(model, Path(weights))[0]), size, memory)
 
     def start(self, frame: Frame, mask: Mask) -> Mask:
         """Begin a video with its first frame [H, W, 3] and the mask [H, W] of its objects.
@@ -136,7 +149,7 @@ class Segmenter:
         if len(memory.ids) + len(new) > MAX_OBJECTS:
             raise InputError(f"more than {MAX_OBJECTS} objects; remove some first")
         if new:
-            backend.arrange(memory.add(new), memory.slots)
+            self._arrange(memory.add(new))
         if not memory.ids:  # all were removed: there is nothing to look for
             return np.zeros(geometry.source, np.uint8)
         result = backend.step(
@@ -150,14 +163,24 @@ class Segmenter:
             )
         )
         memory.turn()
+        self._copy(memory.last, memory.keep(ids))
         if mask is not None:
-            anchor = memory.anchor(ids)
-            backend.arrange(range(len(memory.ids)), memory.slots)
-            backend.copy(memory.last, anchor)
             result = np.where(mask > 0, mask, result)  # what was given comes back as it was
         self._times.append(time.perf_counter() - began)
         self._frames += 1
         return result
+
+    def _arrange(self, columns: Sequence[int]) -> None:
+        self._slots = self._memory.slots
+        self._backend.arrange(columns, self._slots)
+
+    def _copy(self, source: int, target: int | None) -> None:
+        """Copy a slot to another, for which the pool is enlarged if need be."""
+        if target is None:
+            return
+        if target >= self._slots:
+            self._arrange(range(len(self._memory.ids)))
+        self._backend.copy(source, target)
 
     def segment(self, frames: Iterable[Frame], mask: Mask) -> Iterator[Mask]:
         """Yield the mask of every frame, the first included; frames are fetched ahead."""
@@ -170,12 +193,13 @@ class Segmenter:
         self._started()
         if label not in self._memory.ids:
             raise InputError(f"no object {label} to remove; followed are: {self.ids}")
-        self._backend.arrange(self._memory.remove(label), self._memory.slots)
+        self._arrange(self._memory.remove(label))
 
     def reset(self) -> None:
         """Forget the video; the next call is ``start``."""
         self._geometry = None
-        self._memory = Memory()
+        self._memory = Memory(self.memory)
+        self._slots = 0  # of the backend's pool
         self._times: deque[float] = deque(maxlen=TIMED)
         self._frames = 0
 
@@ -208,12 +232,11 @@ class Segmenter:
         """All that the next step depends on, as arrays; see :meth:`load_state_dict`."""
         geometry, memory = self._started(), self._memory
         keys, values = self._backend.memory()
+        used = memory.used
         return {
-            "keys": keys,
-            "values": values,
-            "ids": np.array(memory.ids, np.int64),
-            "anchors": np.array([memory.anchors[i] for i in memory.ids], np.int64),
-            "last": np.array(memory.last),
+            "keys": keys[:used],
+            "values": values[:used],
+            **memory.state_dict(),
             "source": np.array(geometry.source),
             "size": np.array(self.size),
             "model_hash": np.array(self.model_hash),
@@ -222,22 +245,20 @@ class Segmenter:
     def load_state_dict(self, state: dict[str, NDArray[np.generic]]) -> None:
         """Go on where :meth:`state_dict` was taken; the masks will be the same.
 
-        Raises InputError if the state is of another model or size.
+        Raises InputError if the state is of another model, size or memory.
         """
-        if str(state["model_hash"]) != self.model_hash or int(state["size"]) != self.size:
+        ours = (self.model_hash, str(self.size), self.memory)
+        if tuple(str(state[name]) for name in ("model_hash", "size", "policy")) != ours:
             raise InputError(
-                "the saved state is of another model or size; use the same ones as before"
+                "the saved state is of another model, size or memory; use the same ones as before"
             )
         self.reset()
         height, width = (int(x) for x in state["source"])
         self._geometry = plan(height, width, self.size)
         self._backend.open(self._geometry)
         self._backend.restore(state["keys"].astype(np.float32), state["values"].astype(np.float32))
-        self._memory.ids = [int(i) for i in state["ids"]]
-        self._memory.anchors = {
-            i: int(a) for i, a in zip(self._memory.ids, state["anchors"], strict=True)
-        }
-        self._memory.last = int(state["last"])
+        self._memory.load_state_dict(state)
+        self._arrange(range(len(self._memory.ids)))
 
     def _started(self) -> Geometry:
         if self._closed:

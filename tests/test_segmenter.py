@@ -120,11 +120,35 @@ def test_state_goes_on_with_the_same_masks(seg, frames, mask):
         assert np.array_equal(seg.step(frames[t]), straight[t])
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_the_infinite_memory_reads_every_fifth_frame(frames, mask, backend):
+    with Segmenter.load(MODEL, backend, threads=2, memory="infinite") as seg:
+        straight, reads = [], []
+        for t, frame in enumerate(frames[:13]):
+            straight.append(seg.step(frame) if t else seg.start(frame, mask))
+            reads.append((seg._memory.table() >= 0).sum())
+            if t == 7:
+                state = {k: v.copy() for k, v in seg.state_dict().items()}
+                soft = seg.probabilities
+        # After frames 0, 5 and 10 the most recent frame is one of those that stay.
+        assert reads == [1, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 4, 4]
+        assert state["keys"].shape[0] == 4 and len(seg.state_dict()["keys"]) == 5
+        assert soft.max() > 0.9, "the pool's growth leaves the soft masks alone"
+        seg.load_state_dict(state)
+        for t in range(8, 13):
+            assert np.array_equal(seg.step(frames[t]), straight[t])
+    with Segmenter.load(MODEL, backend, threads=2) as finite:
+        same = list(map(np.array_equal, finite.segment(frames[:13], mask), straight))
+        assert all(same[:7]) and not all(same[7:]), "frame 7 is the first with more to read"
+        with pytest.raises(InputError, match="another model, size or memory"):
+            finite.load_state_dict(state)
+
+
 def test_state_of_another_model_is_refused(seg, frames, mask):
     seg.start(frames[0], mask)
     state = seg.state_dict()
     state["model_hash"] = np.array("another")
-    with pytest.raises(InputError, match="another model or size"):
+    with pytest.raises(InputError, match="another model, size or memory"):
         seg.load_state_dict(state)
 
 
@@ -231,6 +255,8 @@ def test_bad_options():
         Segmenter.load(MODEL, size=8)
     with pytest.raises(InputError, match="threads is 0"):
         Segmenter.load(MODEL, threads=0)
+    with pytest.raises(InputError, match="unknown memory 'huge'"):
+        Segmenter.load(MODEL, memory="huge")
     with pytest.raises(ModelError, match="no trained weights"):
         Segmenter.load("mobilevos-resnet18")
 

@@ -122,6 +122,7 @@ def evaluate(
             "model_hash": segmenter.model_hash,
             "backend": segmenter.backend,
             "size": segmenter.size,
+            "memory": segmenter.memory,
             "mean": {"j": mean(scores, "j"), "f": mean(scores, "f"), "jf": mean(scores, "jf")},
             "objects": [asdict(s) for s in scores],
         }

@@ -43,6 +43,7 @@ class SegmentOptions:
     backend: str = "auto"
     threads: int | None = None
     weights: Path | None = None
+    memory: str = "finite"
     credit: str | None = None
 
     def told(self) -> dict[str, Any]:
@@ -65,6 +66,7 @@ def load_segmenter(options: SegmentOptions) -> Any:
         options.size,
         options.threads,
         options.weights or FOLDER,
+        options.memory,
     )
 
 

@@ -55,6 +55,7 @@ class Run:
             "start": options.start,
             "every": options.every,
             "size": options.size,
+            "memory": options.memory,
             "model": f"{segmenter.model} {segmenter.model_hash}",
             "backend": segmenter.backend,
             "version": __version__,

@@ -53,7 +53,8 @@ class OrtBackend:
             if old >= 0:
                 values[:kept, new] = self.values[:kept, old]
         self.keys, self.values = keys, values
-        self.soft = np.zeros((objects + 1, *self.geometry.padded), np.float32)
+        if len(self.soft) != objects + 1:
+            self.soft = np.zeros((objects + 1, *self.geometry.padded), np.float32)
         self.unused = np.zeros((objects, *self.geometry.padded), np.float32)
 
     def step(self, task: StepInput) -> NDArray[np.uint8]:
