@@ -56,6 +56,12 @@ class Backend(Protocol):
     def probabilities(self) -> NDArray[np.float32]:
         """Soft masks of the last step, fp32 [K+1, H, W], background first."""
 
+    def scores(self) -> NDArray[np.float32]:
+        """Of the last step, each object's mean of p and of p² over all pixels, fp32 [K, 2].
+
+        p are the soft masks at the network's padded size, [H, W]; see `engine.model.scores`.
+        """
+
     def memory(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Copies of the keys [S, N, Ck] and values [S, K, N, Cv]."""
 
