@@ -45,7 +45,9 @@ class FlipBackend:
         given = None if task.given is None else self.mirror(task.given)
         frame = np.ascontiguousarray(task.frame[:, ::-1])
         mirrored.step(replace(task, frame=frame, given=given))
-        self.soft = (straight.probabilities() + self.mirror(mirrored.probabilities())) / 2
+        self.soft = np.float32(0.5) * (
+            straight.probabilities() + self.mirror(mirrored.probabilities())
+        )
         best = probabilities_to_source(self.soft, self.geometry).argmax(0)
         mask: NDArray[np.uint8] = task.labels[best]
         return mask
