@@ -17,7 +17,7 @@ class StepInput:
     """One frame's worth of input, K objects.
 
     frame:  uint8 [h, w, 3], RGB at the network's resolution.
-    slots:  int32 [K, 2], the memory slots that each object reads, −1 for none.
+    slots:  int32 [K, R], the memory slots that each object reads, −1 for none; R may change.
     labels: uint8 [K+1], what to write into the mask: 0, then the objects' ids.
     write:  the slot that takes this frame's key and values; never one of ``slots``.
     given:  fp32 [K, H, W] in 0…1, or None if no mask is given.
