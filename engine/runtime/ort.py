@@ -26,6 +26,10 @@ class OrtBackend:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        # Idle threads yield their core to decoding and writing after 50 µs; by default they spin
+        # for milliseconds. Older versions of ONNX Runtime do not know these keys and ignore them.
+        options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own exception types are not public
