@@ -25,7 +25,7 @@ def rows(path):
 
 def test_backends_by_turns(bench, tmp_path, capsys):
     assert bench.main(["--frames", "3", "--size", "64", "--out", str(tmp_path)]) == 0
-    conditions, cpu, reference = rows(tmp_path / "short.jsonl")
+    conditions, cpu, _, reference = rows(tmp_path / "short.jsonl")
     assert {"cpu", "threads", "size", "onnxruntime"} <= set(conditions["conditions"])
     assert (cpu["backend"], reference["backend"]) == ("cpu", "reference")
     for row in (cpu, reference):
@@ -36,7 +36,8 @@ def test_backends_by_turns(bench, tmp_path, capsys):
 
 def test_absent_backend_is_listed_with_the_reason(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "status", lambda: {"cpu": "", "reference": "torch not installed"})
-    bench.main(["--frames", "1", "--size", "64", "--out", str(tmp_path)])
+    options = ["--frames", "1", "--size", "64", "--backends", "cpu,reference"]
+    bench.main([*options, "--out", str(tmp_path)])
     assert rows(tmp_path / "short.jsonl")[2]["status"] == "absent: torch not installed"
 
 

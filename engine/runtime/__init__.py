@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from engine.errors import BackendError, MissingExtraError
+from engine.errors import BackendError, MissingExtraError, ModelError
 from engine.runtime.base import Backend
-from engine.weights import FOLDER, find
+from engine.weights import FOLDER, file_hash, find, int8_path
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("cpu", "cpu-int8", "reference")
 
 
 def status() -> dict[str, str]:
@@ -18,6 +18,7 @@ def status() -> dict[str, str]:
     hint = "run: pip install 'mobilevos-engine[reference]'"
     return {
         "cpu": "",
+        "cpu-int8": "",
         "reference": f"{' and '.join(missing)} not installed; {hint}" if missing else "",
     }
 
@@ -49,6 +50,8 @@ def create(backend: str, model: str, folder: Path = FOLDER, threads: int = 0) ->
         from engine.runtime.ort import OrtBackend
 
         return OrtBackend(graph, threads)
+    if name == "cpu-int8":
+        return _create_int8(model, folder, threads)
     try:
         from engine.model import load
         from engine.runtime.reference import ReferenceBackend
@@ -56,3 +59,16 @@ def create(backend: str, model: str, folder: Path = FOLDER, threads: int = 0) ->
         return ReferenceBackend(load(model, weights), threads)
     except ModuleNotFoundError as error:
         raise MissingExtraError("backend 'reference'", str(error.name), "reference") from error
+
+
+def _create_int8(model: str, folder: Path, threads: int) -> Backend:
+    from engine.runtime.ort import OrtBackend
+
+    graph, weights = int8_path(model, folder), find(model, folder)[0]
+    remedy = "make it with: python -m engine.quantize, or use the backend cpu"
+    if not graph.is_file():
+        raise ModelError(f"model '{model}' has no int8 graph in '{folder}'; {remedy}")
+    backend = OrtBackend(graph, threads, name="cpu-int8")
+    if backend.weights_hash() != file_hash(weights):
+        raise ModelError(f"'{graph}' was made from other weights than '{weights}'; {remedy}")
+    return backend

@@ -1,4 +1,4 @@
-"""The ``cpu`` backend: the ONNX step graph in ONNX Runtime, every buffer bound in place."""
+"""``cpu`` and ``cpu-int8``: an ONNX step graph in ONNX Runtime, every buffer bound in place."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ from engine.frames import Geometry
 from engine.runtime.base import StepInput
 
 F32 = NDArray[np.float32]
+WEIGHTS_HASH = "weights"  # in an int8 graph's metadata: the hash of the weights it was made from
 
 
 class OrtBackend:
     """See :class:`engine.runtime.base.Backend`. ``threads`` of 0 means one a core."""
 
-    name = "cpu"
-
-    def __init__(self, graph: Path, threads: int = 0) -> None:
+    def __init__(self, graph: Path, threads: int = 0, name: str = "cpu") -> None:
+        self.name = name
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        # Idle threads yield their core to decoding and writing after 50 µs; by default they spin
+        # for milliseconds. Older versions of ONNX Runtime do not know these keys and ignore them.
+        options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own exception types are not public
@@ -35,6 +39,10 @@ class OrtBackend:
             ) from error
         shapes = {i.name: i.shape for i in self.session.get_inputs()}
         self.key_dim, self.value_dim = shapes["keys"][-1], shapes["values"][-1]
+
+    def weights_hash(self) -> str:
+        """Of the weights that an int8 graph was made from; empty for other graphs."""
+        return str(self.session.get_modelmeta().custom_metadata_map.get(WEIGHTS_HASH, ""))
 
     def open(self, geometry: Geometry) -> None:
         self.geometry = geometry

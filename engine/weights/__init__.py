@@ -2,6 +2,7 @@
 
 A model is two files: ``NAME.safetensors``, the weights in fp16 with batch norms folded, and
 ``NAME.onnx``, the step graph that the CPU runs, whose weights are external data in the former.
+A third, ``NAME-int8.onnx``, is the same graph in 8 bits, weights and all; not every model has it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ def weights_path(name: str, folder: Path = FOLDER) -> Path:
 def graph_path(name: str, folder: Path = FOLDER) -> Path:
     """The ONNX step graph of model ``name`` in ``folder``."""
     return folder / f"{name}.onnx"
+
+
+def int8_path(name: str, folder: Path = FOLDER) -> Path:
+    """The int8 step graph of model ``name`` in ``folder``; see `engine.quantize`."""
+    return folder / f"{name}-int8.onnx"
 
 
 def available(folder: Path = FOLDER) -> list[str]:
