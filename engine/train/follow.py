@@ -61,7 +61,7 @@ class Following(nn.Module):
         labels = torch.from_numpy(batch.labels).to(device)
         edit = spoiler(batch, config.corrupt) if config.corrupt else None
         clip = (frames, labels, batch.objects, supervised)
-        results = unroll(self.model, *clip, edit=edit)
+        results = unroll(self.model, *clip, every=config.every, edit=edit)
         taught: list[Prediction] | list[None] = [None] * len(results)
         if self.frozen and config.teacher:
             with torch.no_grad():

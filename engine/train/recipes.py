@@ -48,6 +48,31 @@ CONFIGS = {
             ),
         ),
     ),
+    # Wider, and with a memory that grows: what the students are to be taught by. In clips with such
+    # gaps every frame is one that the memory would keep.
+    "teacher": TrainConfig(
+        model="mobilevos-teacher",
+        start="mobilevos-mobilenetv2",
+        widen=True,
+        every=1,
+        fused=True,
+        seed=3,
+        steps=1200,
+        warmup=60,
+        lr_query=2e-5,
+        lr_value=1e-4,
+        lr_new=3e-4,
+        ema=0.995,
+        corrupt=0.4,
+        occluder=0.4,
+        phases=(
+            Phase(until=0.5, frames=5, supervised=2, static=0.3, gap=9, pairs=0.3),
+            Phase(
+                until=1.0, frames=7, supervised=2, static=0.2, gap=9, pairs=0.3,
+                size=LARGE, batch=2,
+            ),
+        ),
+    ),
     "noaspp": TrainConfig(
         model="mobilevos-mobilenetv2-noaspp",
         start="mobilevos-mobilenetv2",
