@@ -2,7 +2,7 @@
 
 L_repr of one object on features of the stride-4 grid, forward and backward, one thread. Each row
 runs in a process of its own, whose highest resident memory is compared with that before the loss.
-Prints a Markdown table; a row that would need more than ``--limit`` GB is left out, with an estimate.
+Prints a Markdown table; a row that would need more than ``--limit`` GB is estimated, not run.
 """
 
 from __future__ import annotations

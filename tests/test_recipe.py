@@ -17,7 +17,7 @@ from test_train import clips, data  # noqa: F401
 import engine.train.__main__ as command
 from engine.errors import BackendError, InputError, ModelError
 from engine.model import load
-from engine.train import features, start
+from engine.train import features, plot, start
 from engine.train.config import Phase, Teacher
 from engine.train.data import Batch, load_davis
 from engine.train.distributed import Place, place
@@ -112,12 +112,33 @@ def test_another_configuration_is_refused_and_more_steps_are_announced(clips, tm
         assert other.step == 0
 
 
+def test_a_run_with_a_teacher_goes_on_as_if_unbroken(clips, tmp_path):  # noqa: F811
+    """Clips, errors in the masks and sampled pixels are those of the step, not of the process."""
+    config = dataclasses.replace(doubled(1), steps=4)
+    whole = Trainer(config, clips, tmp_path / "whole", Place(precision=torch.bfloat16))
+    rows = [whole.train_step() for _ in range(4)]
+    for first in (0, 2):
+        part = Trainer(config, clips, tmp_path / "part", Place(precision=torch.bfloat16))
+        part.resume()
+        assert part.step == first
+        assert [part.train_step()["loss"] for _ in range(2)] == [
+            row["loss"] for row in rows[first : first + 2]
+        ]
+        part.folder.mkdir(exist_ok=True)
+        part.save()
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(part.network.state_dict()[name], value), name
+        assert torch.equal(part.ema[name], whole.ema[name]), name
+
+
 # Precision
 
 
 def test_fp16_scales_the_loss_and_a_checkpoint_remembers_how(clips, tmp_path):  # noqa: F811
     half = Place(precision=torch.float16)
-    trainer = Trainer(SMOKE, clips, tmp_path, half)
+    phase = dataclasses.replace(SMOKE.phases[0], frames=2, supervised=1, until=1.0, batch=1)
+    config = dataclasses.replace(SMOKE, phases=(phase,))
+    trainer = Trainer(config, clips, tmp_path, half)
     scale = trainer.scaler.get_scale()
     before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
     row = trainer.train_step()
@@ -127,7 +148,7 @@ def test_fp16_scales_the_loss_and_a_checkpoint_remembers_how(clips, tmp_path):  
     trainer.scaler.update(64.0)
     assert np.isfinite(trainer.train_step()["norm"]), "the norm is that of the unscaled gradient"
     trainer.save()
-    again = Trainer(SMOKE, clips, tmp_path, half)
+    again = Trainer(config, clips, tmp_path, half)
     again.resume()
     assert again.scaler.get_scale() == trainer.scaler.get_scale()
     assert trainer.scaler.state_dict() == again.scaler.state_dict() != {}
@@ -280,6 +301,7 @@ def test_a_stage_of_features_and_the_run_that_starts_from_it(clips, tmp_path, mo
     assert moved == {"encode_query", "encode_value", "0", "1", "2"}, "all but the decoder"
     row = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
     assert set(features.WEIGHTS) < set(row) and row["step"] == 3
+    assert plot.main([str(folder / "log.jsonl"), "--out", str(tmp_path / "curves.png")]) == 0
     again = Trainer(FEATURES, clips, folder)
     assert again.resume() == ["resumed at step 3 of 3"]
     assert all(torch.equal(v, after[k]) for k, v in again.network.state_dict().items())

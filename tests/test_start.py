@@ -16,7 +16,7 @@ from engine.train.config import Teacher, TrainConfig
 from engine.train.features import Imitation
 from engine.train.recipes import CONFIGS
 from engine.train.start import begin, load_teacher, locate, read_state
-from engine.weights import weights_path
+from engine.weights import available, find, graph_path, weights_path
 
 SHIPPED = "mobilevos-mobilenetv2"
 PLAIN = TrainConfig(model=SHIPPED, phases=CONFIGS["smoke"].phases, steps=8)
@@ -157,3 +157,21 @@ def test_a_teacher_of_another_network(tmp_path):
     teacher = load_teacher(Teacher("mobilevos-resnet18", weights=path))
     assert not any(p.requires_grad for p in teacher.parameters()) and not teacher.training
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in teacher.modules())
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_checkpoints_are_exported_folded_or_not(tmp_path, fused):
+    from engine.export import load_average
+
+    model = randomised("mobilevos-teacher")
+    write(tmp_path / "c.pt", fuse(model) if fused else model)
+    same(load_average("mobilevos-teacher", tmp_path / "c.pt"), model)
+
+
+def test_the_teacher_is_offered_only_where_its_weights_are(tmp_path):
+    assert "mobilevos-teacher" not in available()
+    with pytest.raises(ModelError, match="'mobilevos-teacher' has no trained weights"):
+        find("mobilevos-teacher")
+    for place in (weights_path, graph_path):
+        place("mobilevos-teacher", tmp_path).touch()
+    assert available(tmp_path) == ["mobilevos-teacher"] and find("mobilevos-teacher", tmp_path)

@@ -42,15 +42,21 @@ def begin(config: TrainConfig) -> tuple[MobileVOS, str]:
 
 
 def take_over(model: MobileVOS, config: TrainConfig) -> str:
-    """Load what fits of ``config.start``, and the decoder; returns what came from where."""
+    """Load what fits of ``config.start``, and the decoder; returns what came from where.
+
+    Raises what :func:`begin` does.
+    """
     state = read_state(config.start)
-    heads = [v for k, v in state.items() if k.startswith("heads.") and k.endswith("weight")]
-    biases = [v for k, v in state.items() if k.startswith("heads.") and k.endswith("bias")]
+    heads = [
+        (state[f"heads.{i}.weight"], state[f"heads.{i}.bias"])
+        for i in range(3)
+        if f"heads.{i}.weight" in state
+    ]
     if heads:  # of stage "features": the network and the heads that it learnt with
         state = {
             k.removeprefix("student."): v for k, v in state.items() if k.startswith("student.")
         }
-    if not any(k.endswith("running_mean") for k in state):
+    if folded(state):
         if not config.fused:
             raise InputError(
                 f"the weights of '{config.start}' have their batch norms folded; "
@@ -73,12 +79,14 @@ def take_over(model: MobileVOS, config: TrainConfig) -> str:
                 "a decoder is taken over only behind a start of stage 'features', "
                 "and with fused=True"
             )
-        fuse(model)
-        take_over_decoder(
-            model, load_teacher(Teacher(config.decoder)), list(zip(heads, biases, strict=True))
-        )
+        take_over_decoder(fuse(model), load_teacher(Teacher(config.decoder)), heads)
         says += f", the decoder from {config.decoder}"
     return says
+
+
+def folded(state: dict[str, Tensor]) -> bool:
+    """Whether the batch norms of a network with these tensors are folded."""
+    return not any(name.endswith("running_mean") for name in state)
 
 
 def locate(source: str) -> Path:
@@ -86,18 +94,20 @@ def locate(source: str) -> Path:
 
     Raises InputError if it is not there.
     """
-    for path, remedy in (
-        (weights_path(source), "reinstall the package"),
-        (RUNS / source / "checkpoint.pt", f"train it first: --config {source}"),
-        (Path(source).expanduser(), "check the path"),
-    ):
-        if path.is_file():
-            return path
-        if source in CONFIGS and path.parent == RUNS / source:
-            raise InputError(f"'{path}' is missing; {remedy}")
-    raise InputError(
-        f"'{source}' to start from is no model with weights, no recipe and no file; check its name"
-    )
+    if weights_path(source).is_file():
+        return weights_path(source)
+    if source in CONFIGS:
+        path = RUNS / source / "checkpoint.pt"
+        if not path.is_file():
+            raise InputError(f"'{path}' is missing; train it first: --config {source}")
+        return path
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise InputError(
+            f"'{source}' to start from is no model with weights, no recipe and no file; "
+            "check its name"
+        )
+    return path
 
 
 def read_state(source: str) -> dict[str, Tensor]:
@@ -129,7 +139,7 @@ def load_teacher(teacher: Teacher) -> MobileVOS:
     source = teacher.weights or teacher.model
     state = read_state(source)
     model = create(teacher.model)
-    if not any(k.endswith("running_mean") for k in state):
+    if folded(state):
         fuse(model)
     with checkpoint.damaged(locate(source)):
         model.load_state_dict(state)
