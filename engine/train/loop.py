@@ -110,7 +110,8 @@ class Trainer:
             self.network.load_state_dict(state["model"])
             self.ema = state["ema"]
             self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
+            if state["scaler"]:  # empty unless it was fp16
+                self.scaler.load_state_dict(state["scaler"])
             self.step, self.seconds = state["step"], state["seconds"]
             self.says = state["starts"]
         return [f"resumed at step {self.step} of {self.config.steps}", *changed]
