@@ -25,7 +25,9 @@ def table(a: Results, b: Results) -> str:
             f"{ratio:.3f} [{low:.3f}, {high:.3f}] | {word} |"
         )
     for mine, theirs, name in ((a, b, "A"), (b, a, "B")):
-        lines += [f"| {title(r)} | only in {name} | | | |" for r in mine.measured() if not theirs.find(r)]
+        lines += [
+            f"| {title(r)} | only in {name} | | | |" for r in mine.measured() if not theirs.find(r)
+        ]
     lines += ["", CAUTION]
     for key in sorted(a.conditions.keys() | b.conditions.keys()):
         old, new = a.conditions.get(key), b.conditions.get(key)

@@ -139,7 +139,12 @@ class Group:
     """The cases of one size and number of objects, measured side by side on the same frames."""
 
     def __init__(
-        self, cases: Sequence[Case], plan: Plan, scratch: Path, log: IO[bytes], say: Callable[..., Any]
+        self,
+        cases: Sequence[Case],
+        plan: Plan,
+        scratch: Path,
+        log: IO[bytes],
+        say: Callable[..., Any],
     ) -> None:
         self.cases, self.plan, self.scratch, self.log, self.say = cases, plan, scratch, log, say
         self.processes: dict[Case, Process] = {}

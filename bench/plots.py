@@ -79,75 +79,85 @@ def _machine(results: Results) -> str:
 
 
 def _over_frames(results: Results, value: Any, label: str, title: str) -> Any:
-    """A panel a model with a line a row over the frame number."""
+    """A panel a model with a line a row over the frame number.
+
+    ``value(row)`` gives the frames and values of the line, and a low and a high one that stand for
+    all of it where the row is of a memory filled beforehand: that is drawn as one dot.
+    """
     panels = _panels(results)
     if not panels:
         return None
     colours = _colours(results)
-    long = any(r["first_frame"] > 1 or r["clip"] == "long" for _, rows in panels for r in rows)
-    figure, axes = _pyplot().subplots(
-        1, len(panels), figsize=(1 + 4.2 * len(panels), 4.4), squeeze=False, layout="constrained"
-    )
-    for axis, (model, rows) in zip(axes[0], panels, strict=True):
-        ends: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    figure, axes = _row_of_panels(len(panels))
+    for axis, (model, rows) in zip(axes, panels, strict=True):
+        dots: dict[tuple[str, str], list[tuple[float, float]]] = {}
         for row in rows:
-            x, y = value(row)
-            style = POLICY_STYLE[row["memory"]]
+            x, y, low, high = value(row)
             who = (row["backend"], row["memory"])
-            new = who not in ends
-            axis.plot(
-                x,
-                y,
-                style,
-                color=colours[row["backend"]],
-                linewidth=1.8,
-                label=f"{row['backend']}, {row['memory']}" if new else None,
-            )
+            colour, hollow = colours[row["backend"]], row["memory"] == "infinite"
+            name = None if who in dots else ", ".join(who)
+            points = dots.setdefault(who, [])
             if row["clip"].startswith("prefilled"):
                 middle = float(np.median(x)), float(np.median(y))
-                filled = row["memory"] != "infinite"
-                axis.plot(
+                points.append(middle)
+                axis.errorbar(
                     *middle,
-                    "o",
-                    color=colours[row["backend"]],
-                    markerfacecolor=colours[row["backend"]] if filled else "white",
+                    [[middle[1] - low], [high - middle[1]]],
+                    fmt="o",
+                    color=colour,
+                    markerfacecolor="white" if hollow else colour,
+                    capsize=3,
+                    zorder=3,
                 )
-                ends.setdefault(who, []).append(middle)
             else:
-                ends.setdefault(who, [])
-        for who, points in ends.items():
-            # What lies between two measured stretches is a guide to the eye.
-            axis.plot(*zip(*points, strict=True), ":", color=colours[who[0]], linewidth=1) if len(
-                points
-            ) > 1 else None
-        if long:
+                style = POLICY_STYLE[row["memory"]]
+                axis.plot(x, y, style, color=colour, linewidth=1.8, label=name)
+        for who, points in dots.items():
+            if points:  # between two measured stretches the line only guides the eye
+                axis.plot(*zip(*points, strict=True), ":", color=colours[who[0]], linewidth=1.2)
+        if (
+            max(r["first_frame"] + r["frames"] for r in rows)
+            > 3 * results.conditions["clip_frames"]
+        ):
             axis.set_xscale("log")
+            axis.xaxis.set_major_formatter("{x:.0f}")
         axis.set_ylim(0, 1.1 * axis.get_ylim()[1])
-        size = f"{rows[0]['width']}×{rows[0]['height']}"
-        note = "\n(random weights)" if rows[0].get("random_weights") else ""
-        axis.set(title=f"{model}{note}\n{size}", xlabel="frame of the video")
+        size = f"{rows[0]['width']}×{rows[0]['height']}, {rows[0]['objects']} object(s)"
+        note = ", random weights" if rows[0].get("random_weights") else ""
+        axis.set_title(f"{model}\n{size}{note}", fontsize="medium")
+        axis.set_xlabel("frame of the video")
         axis.grid(alpha=0.3, which="both")
-    axes[0][0].set_ylabel(label)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    axes[0].set_ylabel(label)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
     figure.suptitle(f"{title}\n{_machine(results)}", fontsize="medium")
     return figure
+
+
+def _row_of_panels(count: int) -> tuple[Any, Any]:
+    figure, axes = _pyplot().subplots(
+        1, count, figsize=(max(8, 4.3 * count), 4.6), squeeze=False, layout="constrained"
+    )
+    return figure, axes[0]
 
 
 def fps_over_frames(results: Results) -> Any:
     """FPS against the frame number, finite and infinite memory."""
 
-    def value(row: Row) -> tuple[Any, Any]:
+    def value(row: Row) -> tuple[Any, Any, float, float]:
         times = np.array(row["times_ms"])
         pad = np.pad(times, (WINDOW // 2, WINDOW // 2), mode="edge")
         smooth = np.median(np.lib.stride_tricks.sliding_window_view(pad, WINDOW), axis=1)
-        return row["first_frame"] + np.arange(len(times)), 1e3 / smooth
+        frames = row["first_frame"] + np.arange(len(times))
+        if row["clip"].startswith("prefilled"):
+            return frames, np.full(len(times), row["fps"]), row["fps_low"], row["fps_high"]
+        return frames, 1e3 / smooth, row["fps_low"], row["fps_high"]
 
     return _over_frames(
         results,
         value,
         f"FPS (running median of {WINDOW})",
-        "Speed over the video; dots: timed with the memory filled as at that frame",
+        "Speed over the video; dots with 95 % intervals: memory filled beforehand as at that frame",
     )
 
 
@@ -157,15 +167,15 @@ def memory_over_frames(results: Results) -> Any:
     if any(mb is None for r in rows for _, mb in r["memory_mb"]):
         return None
 
-    def value(row: Row) -> tuple[Any, Any]:
+    def value(row: Row) -> tuple[Any, Any, float, float]:
         frames, megabytes = zip(*row["memory_mb"], strict=True)
-        return np.array(frames), np.array(megabytes)
+        return np.array(frames), np.array(megabytes), min(megabytes), max(megabytes)
 
     return _over_frames(
         results,
         value,
         "memory of the process, MB",
-        "Memory over the video; dots: with the memory filled as at that frame",
+        "Memory over the video; dots: the networks' memory filled beforehand as at that frame",
     )
 
 
@@ -180,11 +190,9 @@ def latency(results: Results) -> Any:
     if not panels:
         return None
     colours = _colours(results)
-    figure, axes = _pyplot().subplots(
-        1, len(panels), figsize=(1 + 4.2 * len(panels), 4.2), squeeze=False, layout="constrained"
-    )
-    for axis, (model, rows) in zip(axes[0], panels, strict=True):
-        longest = {r["backend"]: max(rows, key=lambda o, b=r["backend"]: (o["backend"] == b, o["frames"])) for r in rows}
+    figure, axes = _row_of_panels(len(panels))
+    for axis, (model, rows) in zip(axes, panels, strict=True):
+        longest = {r["backend"]: r for r in sorted(rows, key=lambda r: r["frames"])}
         everything = np.concatenate([r["times_ms"] for r in longest.values()])
         low, high = everything.min() * 0.95, np.percentile(everything, 99.5) * 1.05
         edges = np.geomspace(low, high, 45)
@@ -199,13 +207,17 @@ def latency(results: Results) -> Any:
             )
             axis.axvline(row["p50_ms"], color=colours[backend], linewidth=1, linestyle="--")
         axis.set_xscale("log")
-        axis.xaxis.set_major_formatter("{x:.0f}")
-        axis.xaxis.set_minor_formatter("{x:.0f}")
-        axis.tick_params(axis="x", which="both", labelsize="small")
-        axis.set(title=model, xlabel="ms a frame")
+        ticks = [
+            t * 10.0**e for e in range(-1, 5) for t in (1, 2, 3, 5) if low < t * 10.0**e < high
+        ]
+        axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        axis.set_xticks([], minor=True)
+        axis.yaxis.get_major_locator().set_params(integer=True)
+        axis.set_title(model, fontsize="medium")
+        axis.set_xlabel("ms a frame")
         axis.legend(fontsize="small")
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("frames")
+    axes[0].set_ylabel("frames")
     figure.suptitle(f"Time of a step, finite memory\n{_machine(results)}", fontsize="medium")
     return figure
 
@@ -217,13 +229,13 @@ def stage_bars(results: Results) -> Any:
     rows = [r for r in rows if not (r["memory"] == "infinite" and r["clip"] == "short")]
     if not rows:
         return None
-    figure, axis = _pyplot().subplots(
-        figsize=(10, 1.9 + 0.42 * len(rows)), layout="constrained"
-    )
+    figure, axis = _pyplot().subplots(figsize=(10, 1.9 + 0.42 * len(rows)), layout="constrained")
     names = []
     for row in rows:
         late = "" if row["clip"] == "short" else f", {row['clip']}"
-        names.append(f"{row['model'].removeprefix('mobilevos-')}, {row['backend']}, {row['memory']}{late}")
+        names.append(
+            f"{row['model'].removeprefix('mobilevos-')}, {row['backend']}, {row['memory']}{late}"
+        )
     left = np.zeros(len(rows))
     colours = _pyplot().get_cmap("tab10").colors
     for i, stage in enumerate((*STAGES, OTHER)):
@@ -277,5 +289,3 @@ def accuracy_against_speed(results: Results) -> Any:
     axis.margins(0.15)
     axis.grid(alpha=0.3, which="both")
     return figure
-
-

@@ -128,21 +128,22 @@ def profiled() -> Iterator[dict[str, float]]:
         folder.cleanup()
 
 
-def stage_of_nodes(path: Any) -> dict[str, str]:
-    """The stage of every named node of a step graph.
+def stage_of_nodes(graph: Any) -> dict[str, str]:
+    """The stage of every node of a step graph (a file's path or a model).
 
     A node belongs to the latest stage among its inputs' and its weights': a weight's name begins
     with its stage; the memory's inputs belong to ``read_memory``, given masks to ``decode``.
     """
     import onnx
 
-    graph = onnx.load(path, load_external_data=False).graph
+    loaded = isinstance(graph, onnx.ModelProto)
+    nodes_of = (graph if loaded else onnx.load(graph, load_external_data=False)).graph
     rank = {stage: i for i, stage in enumerate(STAGES)}
     of_input = {"keys": "read_memory", "values": "read_memory", "slots": "read_memory"}
     of_input |= {"given": "decode", "use_given": "decode"}
     value = {name: rank[stage] for name, stage in of_input.items()}
     nodes: dict[str, str] = {}
-    for index, node in enumerate(graph.node):
+    for index, node in enumerate(nodes_of.node):
         latest = rank["preprocess"]
         for name in node.input:
             owner = name.removeprefix("model.").split(".")[0]

@@ -12,7 +12,15 @@ from typing import Any
 
 import torch
 
-from bench.rivals.common import U8, no_downloads, normalise, one_hot, read_weights, to_image, to_mask
+from bench.rivals.common import (
+    U8,
+    no_downloads,
+    normalise,
+    one_hot,
+    read_weights,
+    to_image,
+    to_mask,
+)
 
 EVERY, TOP_K = 5, 20  # the defaults of its eval_generic.py
 

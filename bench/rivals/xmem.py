@@ -8,7 +8,15 @@ from typing import Any
 
 import torch
 
-from bench.rivals.common import U8, no_downloads, normalise, one_hot, read_weights, to_image, to_mask
+from bench.rivals.common import (
+    U8,
+    no_downloads,
+    normalise,
+    one_hot,
+    read_weights,
+    to_image,
+    to_mask,
+)
 
 #: The defaults of its eval.py; counting of usage on, as for clips that are long.
 CONFIG = {
@@ -42,10 +50,10 @@ class Rival:
         labels = list(range(1, int(mask.max()) + 1))
         self.processor = self.core(self.network, config=self.config)
         self.processor.set_all_labels(labels)
-        image = normalise(to_image(frame, self.device))
+        image = normalise(to_image(frame, self.device))[None]
         return to_mask(self.processor.step(image, one_hot(mask, self.device), labels))
 
     @torch.inference_mode()
     def step(self, frame: U8) -> U8:
         """Segment the next frame."""
-        return to_mask(self.processor.step(normalise(to_image(frame, self.device))))
+        return to_mask(self.processor.step(normalise(to_image(frame, self.device))[None]))
