@@ -264,12 +264,12 @@ def accuracy_against_speed(results: Results) -> Any:
     if not mine:
         return None
     figure, axis = _pyplot().subplots(figsize=(9, 5.5), layout="constrained")
-    for row in TABLE:
-        if row.davis17 is None or row.a40 is None:
+    for system in TABLE:
+        if system.davis17 is None or system.a40 is None:
             continue
-        x, y = float(row.a40[0]), row.davis17[0]
+        x, y = float(system.a40[0]), system.davis17[0]
         axis.plot(x, y, "o", markerfacecolor="none", color="grey", markersize=9)
-        axis.annotate(row.name, (x, y), xytext=(6, 5), textcoords="offset points", color="grey")
+        axis.annotate(system.name, (x, y), xytext=(6, 5), textcoords="offset points", color="grey")
     colours = _colours(results)
     for row in mine:
         x, y = row["fps"], 100 * row["jf"]

@@ -105,8 +105,8 @@ TABLE = (
 )
 NOTE = (
     "(p) published, (m) measured here, (b) bound: arithmetic from data sheets, no machine reaches "
-    "it. Published FPS in the DAVIS columns are of each system's own authors and GPUs; CC: constant "
-    "memory cost."
+    "it. Published FPS in the DAVIS columns are of each system's own authors and GPUs; CC: "
+    "constant memory cost."
 )
 
 
@@ -120,8 +120,8 @@ def table(results: Results | None, bound: Callable[[str, str], float | None] | N
     here = results.conditions if results else None
     machine = f"{here['cpu']}, GPU {here['gpu']}" if here else "no results yet"
     lines = [
-        "| system | CC | params M | D16 J&F / J / F / FPS | D17 J&F / J / F / FPS | A40 short / long "
-        f"| A40 bound | 1080Ti short / long | 1080Ti bound | here short / {LONG}× |",
+        "| system | CC | params M | D16 J&F / J / F / FPS | D17 J&F / J / F / FPS | "
+        f"A40 short / long | A40 bound | 1080Ti short / long | 1080Ti bound | here short / {LONG}× |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in TABLE:

@@ -45,7 +45,7 @@ class Results:
     def over_reference(self, row: Row) -> tuple[float, float, float] | None:
         """Speed over the eager reference's on the same clip, with its interval."""
         base = self.find(row, backend="reference")
-        return base and ratio_interval(row["times_ms"], base["times_ms"], paired=True)
+        return ratio_interval(row["times_ms"], base["times_ms"], paired=True) if base else None
 
 
 def conditions(plan: Plan) -> dict[str, Any]:

@@ -116,8 +116,11 @@ def costs(model: str, size: tuple[int, int] = SIZE, objects: int = 1) -> dict[st
         for value in (*inferred.value_info, *inferred.input, *inferred.output)
     }
     shape |= {i.name: list(i.dims) for i in inferred.initializer}
-    numbers: Callable[[str], float] = lambda name: float(np.prod(shape.get(name, [0])))
-    # Inside a shape that is not known, a 0 stands: nothing is counted, and it stays a bound.
+
+    def numbers(name: str) -> float:
+        # In a shape that is not known a 0 stands: nothing is counted, and it stays a bound.
+        return float(np.prod(shape.get(name, [0])))
+
     crossing: dict[str, set[str]] = defaultdict(set)
     operators: dict[str, list[tuple[float, float]]] = defaultdict(list)
     flops: dict[str, float] = defaultdict(float)
@@ -266,7 +269,8 @@ def _numpy_tools() -> tuple[Maker, Maker, str]:
 
 def _best(call: Callable[[], Any], seconds: float) -> float:
     """The shortest time of one call among as many as fit into ``seconds``, five at least."""
-    times, began = [], time.perf_counter()
+    times: list[float] = []
+    began = time.perf_counter()
     while len(times) < 5 or time.perf_counter() - began < seconds:
         start = time.perf_counter()
         call()
@@ -338,9 +342,7 @@ def main(argv: list[str] | None = None) -> int:
         if height % STRIDE or width % STRIDE or min(height, width, options.objects) < 1:
             raise ValueError
     except ValueError:
-        print(
-            "error: --size must be HxW in multiples of 16, and --objects 1 or more", file=sys.stderr
-        )
+        print("error: --size must be HxW, multiples of 16; --objects from 1 on", file=sys.stderr)
         return 2
     try:
         unknown = sorted(set(options.models) - set(MODELS))

@@ -100,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--readme",
         type=Path,
         metavar="FILE",
-        help="only write the results in --out between FILE's speed markers, plots beside it in docs/",
+        help="only write the results in --out between FILE's speed markers, and plots into docs/",
     )
     return p
 

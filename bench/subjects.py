@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +31,8 @@ def load(case: Case, threads: int) -> Subject:
     if case.backend == RIVAL:
         from bench.rivals import open_rival
 
-        return open_rival(Path(case.checkout), case.checkpoint, threads)
+        rival: Subject = open_rival(Path(case.checkout), case.checkpoint, threads)
+        return rival
     backend = "reference" if case.backend in COMPILED else case.backend
     segmenter = Segmenter.load(
         case.model, backend, case.size, threads, Path(case.weights), case.memory
@@ -51,7 +53,7 @@ def compile_stages(model: Any, how: str) -> None:
 
     settings: dict[str, Any] = {"dynamic": False}
     if how == "torch-tensorrt":
-        import torch_tensorrt  # noqa: F401  (registers the backend that is named below)
+        importlib.import_module("torch_tensorrt")  # registers the backend that is named below
 
         settings["backend"] = "torch_tensorrt"
     for stage in ("encode_query", "decode", "encode_value"):

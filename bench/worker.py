@@ -21,6 +21,7 @@ import numpy as np
 
 from bench.cases import RIVAL, Case, lap
 from bench.subjects import load, prefill
+from engine.segmenter import Segmenter
 
 
 class Worker:
@@ -64,8 +65,7 @@ class Worker:
 
     def prefill(self, frames: int) -> dict[str, Any]:
         """Let the memory be as after ``frames`` frames."""
-        if self.case.backend == RIVAL:
-            return {"skipped": "a rival's memory cannot be prefilled; --clips long plays the clip"}
+        assert isinstance(self.subject, Segmenter)
         prefill(self.subject, frames)
         return {}
 
