@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -86,16 +86,7 @@ def expand(
             folder = random_weights if made_up and random_weights else FOLDER
             yield Case(model, backend, memory, count, size, str(folder), made_up)
         for rival in rivals:
-            yield Case(
-                rival.model,
-                RIVAL,
-                "own",
-                count,
-                size,
-                random=not rival.checkpoint,
-                checkout=rival.checkout,
-                checkpoint=rival.checkpoint,
-            )
+            yield replace(rival, objects=count, size=size)
 
 
 def why_not(case: Case) -> str:

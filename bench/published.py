@@ -121,7 +121,8 @@ def table(results: Results | None, bound: Callable[[str, str], float | None] | N
     machine = f"{here['cpu']}, GPU {here['gpu']}" if here else "no results yet"
     lines = [
         "| system | CC | params M | D16 J&F / J / F / FPS | D17 J&F / J / F / FPS | "
-        f"A40 short / long | A40 bound | 1080Ti short / long | 1080Ti bound | here short / {LONG}× |",
+        "A40 short / long | A40 bound | 1080Ti short / long | 1080Ti bound | "
+        f"here short / {LONG}× |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in TABLE:

@@ -150,6 +150,8 @@ def stage_of_nodes(graph: Any) -> dict[str, str]:
             latest = max(latest, rank.get(owner, 0), value.get(name, 0))
         if node.output[0].startswith("mask_head/") or node.output[0] == "mask":
             latest = rank["mask_head"]
+        if node.op_type == "Shape":
+            latest = rank["preprocess"]  # sizes are known at once, whatever they are the sizes of
         for name in node.output:
             value[name] = latest
         # ONNX Runtime calls a nameless node by its place, and some fused ones by their output.

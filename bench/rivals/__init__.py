@@ -52,6 +52,7 @@ def parse_rival(text: str) -> Case:
         name,
         RIVAL,
         "own",
+        random=not weights,
         checkout=str(Path(folder).resolve()),
         checkpoint=str(Path(weights).resolve()) if weights else "",
     )
