@@ -62,8 +62,7 @@ def _panels(results: Results) -> list[tuple[str, list[Row]]]:
         return []
     size, objects = max(r["size"] for r in rows), min(r["objects"] for r in rows)
     kept = [r for r in rows if r["size"] == size and r["objects"] == objects]
-    models = list(dict.fromkeys(r["model"] for r in kept))
-    return [(m, [r for r in kept if r["model"] == m]) for m in models]
+    return [(m, [r for r in kept if r["model"] == m]) for m in _models(kept)]
 
 
 def _colours(results: Results) -> dict[str, Any]:
@@ -261,31 +260,51 @@ def stage_bars(results: Results) -> Any:
 def accuracy_against_speed(results: Results) -> Any:
     """J&F against FPS: ours filled, the published ones on DAVIS-2017 and an A40 hollow."""
     mine = [r for r in results.measured("short") if r.get("jf") is not None]
+    mine = [r for r in mine if r["objects"] == min(r["objects"] for r in mine)]
     if not mine:
         return None
-    figure, axis = _pyplot().subplots(figsize=(9, 5.5), layout="constrained")
+    figure, axis = _pyplot().subplots(figsize=(9.5, 6), layout="constrained")
     for system in TABLE:
         if system.davis17 is None or system.a40 is None:
             continue
         x, y = float(system.a40[0]), system.davis17[0]
-        axis.plot(x, y, "o", markerfacecolor="none", color="grey", markersize=9)
-        axis.annotate(system.name, (x, y), xytext=(6, 5), textcoords="offset points", color="grey")
-    colours = _colours(results)
+        axis.plot(x, y, "o", markerfacecolor="none", color="dimgrey", markersize=9)
+        below = "w/o" in system.name  # it lies beside its sibling
+        axis.annotate(
+            system.name,
+            (x, y),
+            xytext=(0, -9 if below else 9),
+            textcoords="offset points",
+            ha="center",
+            va="top" if below else "bottom",
+            color="dimgrey",
+        )
+    colours, shapes = _colours(results), dict(zip(_models(mine), "s^DvP", strict=False))
     for row in mine:
-        x, y = row["fps"], 100 * row["jf"]
-        marker = "s" if row["memory"] == "finite" else "D"
-        axis.plot(x, y, marker, color=colours[row["backend"]], markersize=9)
-        name = f"{row['model'].removeprefix('mobilevos-')}, {row['backend']}, {row['memory']}"
-        axis.annotate(name, (x, y), xytext=(6, 5), textcoords="offset points", fontsize="small")
+        axis.plot(
+            row["fps"],
+            100 * row["jf"],
+            shapes.get(row["model"], "*"),
+            color=colours[row["backend"]],
+            markeredgecolor="black" if row["memory"] == "infinite" else "none",
+            markersize=9,
+            linestyle="none",
+            label=f"{row['model']}, {row['backend']}, {row['memory']}, {row['size']}p",
+        )
     axis.set_xscale("log")
-    axis.set(
-        xlabel="FPS (one object, short clip)",
-        ylabel="J&F, %",
-        title=f"Filled: measured here, J&F on {mine[0]['davis']}; {_machine(results)}\n"
-        "Hollow: published, J&F on DAVIS-2017 val, FPS on an A40. Not the same data, not the "
-        "same machine",
-    )
-    axis.title.set_fontsize("small")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set(xlabel="FPS (short clip, fewest objects)", ylabel="J&F, %")
     axis.margins(0.15)
     axis.grid(alpha=0.3, which="both")
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
+    figure.suptitle(
+        f"Filled: measured here, J&F on {mine[0]['davis']}; {_machine(results)}\n"
+        "Hollow: published, J&F on DAVIS-2017 val, FPS on an A40: neither the same data nor the "
+        "same machine",
+        fontsize="medium",
+    )
     return figure
+
+
+def _models(rows: list[Row]) -> list[str]:
+    return list(dict.fromkeys(row["model"] for row in rows))
