@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from engine.errors import EngineError, ModelError
-from engine.model import CONFIGS, MobileVOS, aggregate, create, fuse, upsample_logits
+from engine.model import CONFIGS, MobileVOS, aggregate, create, fuse, scores, upsample_logits
 from engine.weights import graph_path, weights_path
 
 OPSET = 18
@@ -82,8 +82,8 @@ class Step(nn.Module):
         slots: Tensor,
         given: Tensor,
         use_given: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return logits [K, H/4, W/4], probabilities [K+1, H, W], key [N, Ck], value [K, N, Cv]."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return the logits, probabilities, key, value and scores of :func:`step_graph`."""
         model = self.model
         key, features = model.encode_query(image)
         readout = model.read_memory(key[0], keys, values, slots)
@@ -91,7 +91,7 @@ class Step(nn.Module):
         predicted = torch.sigmoid(upsample_logits(logits))
         probabilities = aggregate(torch.where(use_given[:, None, None], given, predicted))
         value = model.encode_value(image, probabilities[1:], features.f16)
-        return logits, probabilities, key[0], value
+        return logits, probabilities, key[0], value, scores(probabilities)
 
 
 def step_graph(model: MobileVOS) -> onnx.ModelProto:
@@ -100,7 +100,8 @@ def step_graph(model: MobileVOS) -> onnx.ModelProto:
     Inputs: frame uint8 [h, w, 3] at network resolution, keys [S, N, Ck], values [S, K, N, Cv],
     slots int32 [K, R], given [K, H, W] in 0…1, use_given bool [K], output_size int64 [2], labels
     uint8 [K+1]. Outputs: mask uint8 [output_size], probabilities [K+1, H, W], key [N, Ck], value
-    [K, N, Cv], logits [K, H/4, W/4]. Floats are fp32; H, W are h, w padded to multiples of 16.
+    [K, N, Cv], logits [K, H/4, W/4], scores [K, 2] (see :func:`engine.model.scores`). Floats are
+    fp32; H, W are h, w padded to multiples of 16.
     """
     h, w, k, s, n, r = (Dim(name, min=1) for name in ("h16", "w16", "K", "S", "N", "R"))
     # Dimensions of 0 and 1 would be taken for constants: the example has none.
@@ -130,7 +131,7 @@ def step_graph(model: MobileVOS) -> onnx.ModelProto:
             dynamo=True,
             opset_version=OPSET,
             input_names=list(example),
-            output_names=["logits", "probabilities", "key", "value"],
+            output_names=["logits", "probabilities", "key", "value", "scores"],
             dynamic_shapes=tuple(shapes.values()),
             verbose=False,
         )

@@ -41,6 +41,7 @@ OUTPUTS = {
     "key": (TensorProto.FLOAT, 2),
     "value": (TensorProto.FLOAT, 3),
     "logits": (TensorProto.FLOAT, 3),
+    "scores": (TensorProto.FLOAT, 2),
 }
 
 
@@ -81,8 +82,8 @@ def test_declared_inputs_and_outputs(graph):
     }
     assert outputs == OUTPUTS
     assert not any(
-        isinstance(d, int) and d not in (64,) for o in graph.graph.output for d in dimensions(o)
-    ), "only the key's and value's widths are fixed"
+        isinstance(d, int) and d not in (64, 2) for o in graph.graph.output for d in dimensions(o)
+    ), "only the widths of key, value and scores are fixed"
     assert [(o.domain, o.version) for o in graph.opset_import] == [("", exporter.OPSET)]
 
 
@@ -117,7 +118,7 @@ def test_weights_are_shared_with_the_safetensors_file(exported, graph):
 
 
 def step_both(backends, rng, height, width, objects, reads):
-    """One step with the same random memory in both; returns masks, soft masks, keys, values."""
+    """One step with the same random memory in both; returns what they made of it."""
     padded = (height + -height % 16, width + -width % 16)
     geometry = Geometry((height, width), (height, width), padded)
     keys = rng.normal(0, 1, (4, geometry.tokens, 64)).astype(np.float32)
@@ -136,7 +137,8 @@ def step_both(backends, rng, height, width, objects, reads):
         poisoned[0][0], poisoned[1][0] = np.nan, np.nan
         backend.restore(*poisoned)
         mask = backend.step(task)
-        yield mask, backend.probabilities().copy(), *(x[0] for x in backend.memory())
+        soft, scores = backend.probabilities().copy(), backend.scores().copy()
+        yield mask, soft, *(x[0] for x in backend.memory()), scores
 
 
 @pytest.mark.parametrize(("height", "width", "objects", "reads"), [
@@ -150,7 +152,10 @@ def test_onnx_runtime_equals_pytorch(
     reference = ReferenceBackend(load(name, weights_path(name, folder)))
     backends = reference, OrtBackend(graph_path(name, folder), 1)
     a, b = step_both(backends, rng, height, width, objects, reads)
-    (mask_a, soft_a, key_a, value_a), (mask_b, soft_b, key_b, value_b) = a, b
+    (mask_a, soft_a, key_a, value_a, scores_a), (mask_b, soft_b, key_b, value_b, scores_b) = a, b
+    np.testing.assert_allclose(scores_b, scores_a, rtol=1e-4)
+    p = soft_a[1:].astype(np.float64)
+    np.testing.assert_allclose(scores_a, np.stack([p.mean((1, 2)), (p**2).mean((1, 2))], 1), 1e-5)
     np.testing.assert_allclose(soft_b, soft_a, atol=1e-4)
     np.testing.assert_allclose(key_b, key_a, atol=1e-3, rtol=1e-3)
     np.testing.assert_allclose(value_b, value_a, atol=1e-3, rtol=1e-3)

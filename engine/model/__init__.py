@@ -1,7 +1,7 @@
 """The network in plain PyTorch, a file a stage: the reference that every backend is held to."""
 
 from engine.model.config import CONFIGS, Config
-from engine.model.decode import aggregate, upsample_logits
+from engine.model.decode import aggregate, scores, upsample_logits
 from engine.model.encode_query import Features
 from engine.model.mobilevos import MobileVOS, create, fuse, load
 
@@ -14,5 +14,6 @@ __all__ = [
     "create",
     "fuse",
     "load",
+    "scores",
     "upsample_logits",
 ]

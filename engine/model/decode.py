@@ -53,3 +53,13 @@ def aggregate(masks: Tensor, dim: int = 0) -> Tensor:
     p = torch.cat([(1 - p).prod(dim, keepdim=True), p], dim).clamp(1e-7, 1 - 1e-7)
     odds = p / (1 - p)
     return odds / odds.sum(dim, keepdim=True)
+
+
+def scores(probabilities: Tensor) -> Tensor:
+    """Each object's mean of p and of p² over all pixels, fp32: [K+1, H, W] → [K, 2].
+
+    The first is its share of the image (padding included), the second over the first its
+    confidence: Σp²/Σp, the mean of p weighted by p itself, 1 for a mask of zeros and ones.
+    """
+    p = probabilities[1:].float()
+    return torch.stack([p.mean((1, 2)), p.square().mean((1, 2))], 1)

@@ -17,7 +17,7 @@ class StepInput:
     """One frame's worth of input, K objects.
 
     frame:  uint8 [h, w, 3], RGB at the network's resolution.
-    slots:  int32 [K, 2], the memory slots that each object reads, −1 for none.
+    slots:  int32 [K, R], the memory slots that each object reads, −1 for none; R may change.
     labels: uint8 [K+1], what to write into the mask: 0, then the objects' ids.
     write:  the slot that takes this frame's key and values; never one of ``slots``.
     given:  fp32 [K, H, W] in 0…1, or None if no mask is given.
@@ -55,6 +55,12 @@ class Backend(Protocol):
 
     def probabilities(self) -> NDArray[np.float32]:
         """Soft masks of the last step, fp32 [K+1, H, W], background first."""
+
+    def scores(self) -> NDArray[np.float32]:
+        """Of the last step, each object's mean of p and of p² over all pixels, fp32 [K, 2].
+
+        p are the soft masks at the network's padded size, [H, W]; see `engine.model.scores`.
+        """
 
     def memory(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Copies of the keys [S, N, Ck] and values [S, K, N, Cv]."""

@@ -42,6 +42,7 @@ class OrtBackend:
         self.keys = np.zeros((0, geometry.tokens, self.key_dim), np.float32)
         self.values = np.zeros((0, 0, geometry.tokens, self.value_dim), np.float32)
         self.soft = np.zeros((1, *geometry.padded), np.float32)
+        self.means = np.zeros((0, 2), np.float32)
         self.unused = np.zeros((0, *geometry.padded), np.float32)
 
     def arrange(self, columns: Sequence[int], slots: int) -> None:
@@ -55,6 +56,7 @@ class OrtBackend:
         self.keys, self.values = keys, values
         if len(self.soft) != objects + 1:
             self.soft = np.zeros((objects + 1, *self.geometry.padded), np.float32)
+            self.means = np.zeros((objects, 2), np.float32)
         self.unused = np.zeros((objects, *self.geometry.padded), np.float32)
 
     def step(self, task: StepInput) -> NDArray[np.uint8]:
@@ -73,6 +75,7 @@ class OrtBackend:
         outputs = {
             "mask": mask,
             "probabilities": self.soft,
+            "scores": self.means,
             "key": self.keys[task.write],
             "value": self.values[task.write],
         }
@@ -94,6 +97,9 @@ class OrtBackend:
 
     def probabilities(self) -> F32:
         return self.soft
+
+    def scores(self) -> F32:
+        return self.means
 
     def memory(self) -> tuple[F32, F32]:
         return self.keys.copy(), self.values.copy()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from engine.frames import Geometry
-from engine.model import MobileVOS, aggregate, upsample_logits
+from engine.model import MobileVOS, aggregate, scores, upsample_logits
 from engine.runtime.base import StepInput
 
 F32 = NDArray[np.float32]
@@ -80,6 +80,9 @@ class ReferenceBackend:
 
     def probabilities(self) -> F32:
         return self.soft.cpu().numpy()
+
+    def scores(self) -> F32:
+        return scores(self.soft).cpu().numpy()
 
     def memory(self) -> tuple[F32, F32]:
         return self.keys.cpu().numpy().copy(), self.values.cpu().numpy().copy()
