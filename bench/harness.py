@@ -116,8 +116,16 @@ class Series:
 
     def add(self, answer: dict[str, Any]) -> None:
         """Take over what a worker's ``steps`` told."""
+        self.time(answer)
+        self.see(answer)
+
+    def time(self, answer: dict[str, Any]) -> None:
+        """Only its times."""
         self.times += answer["times"]
         self.device += answer["device"]
+
+    def see(self, answer: dict[str, Any]) -> None:
+        """Only its memory."""
         self.memory.append((self.first + len(self.times), answer["rss_mb"]))
         self.peak_mb, self.device_mb = answer["peak_mb"], answer["device_mb"]
 
@@ -241,10 +249,7 @@ class Group:
         if "prefilled" in plan.clips:
             rivals = [case for case in self.processes if case.backend == RIVAL]
             aside = {case: self.processes.pop(case) for case in rivals}
-            for times in (1, LONG):
-                self._each("prefill", frames=times * plan.frames)
-                self._each("steps", frames=1)
-                self._time(f"prefilled {times}x", plan.prefilled, times * plan.frames + 1)
+            self._prefilled()
             self._passes(lambda case: case.memory == "infinite")
             self.processes |= aside
             for case in rivals:
@@ -253,6 +258,39 @@ class Group:
         if "long" in plan.clips:
             self._each("restart")
             self._time("long", LONG * plan.frames - 1, 1)
+
+    def _prefilled(self) -> None:
+        """Time all workers with a small and a large memory, these two by turns as well.
+
+        Their ratio is then as free of the machine's drift as that of two backends. What the
+        process needs is looked at beforehand, while the memory only grows.
+        """
+        lengths = [times * self.plan.frames for times in (1, LONG)]
+        series: dict[tuple[Case, int], Series] = {}
+        for frames in lengths:
+            self._each("prefill", frames=frames)
+            for case in list(self.processes):
+                answer = self._ask(case, "steps", frames=1)
+                series[case, frames] = Series(frames + 1)
+                if answer:
+                    series[case, frames].see(answer)
+
+        def run(subject: tuple[Case, int], count: int) -> None:
+            case, frames = subject
+            self.say(f"prefilled: {case}")
+            for do, more in (("prefill", frames), ("steps", 1), ("steps", count)):
+                if case not in self.processes:
+                    return
+                answer = self._ask(case, do, frames=more)
+            if answer:
+                series[subject].time(answer)
+
+        by_turns(list(series), self.plan.prefilled, run)
+        for (case, frames), seen in series.items():
+            if case in self.processes:
+                clip = f"prefilled {frames // self.plan.frames}x"
+                self.rows[case].append({"clip": clip} | seen.row())
+        self._each("prefill", frames=lengths[-1])
 
     def _passes(self, wanted: Callable[[Case], bool] = lambda _: True) -> None:
         """Stage times and the whole command's speed, added to each case's latest row."""
