@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from engine.commands.demo import MASK, START, find_clip
-from engine.errors import InputError, ModelError
+from engine.errors import InputError, MissingExtraError, ModelError
 from engine.frames import plan
 from engine.masks import load_ids, resize_ids
 from engine.memory import POLICIES
@@ -121,15 +121,19 @@ def _no_torch_tensorrt() -> str:
 def make_random_weights(folder: Path) -> None:
     """Export every network without trained weights to ``folder``, with random ones (seed 0).
 
-    Good for timing only. Needs the extra ``build``; what is there already is kept.
+    Good for timing only. Needs the extra ``build``; made anew every time, as the graph may have
+    changed.
     """
-    import torch
+    try:
+        import torch
 
-    from engine.export import export
-    from engine.model import create
+        from engine.export import export
+        from engine.model import create
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("--random-weights", str(error.name), "build") from error
 
     for model in MODELS:
-        if model not in available() and model not in available(folder):
+        if model not in available():
             torch.manual_seed(0)
             export(create(model), model, folder)
 

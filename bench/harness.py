@@ -211,9 +211,9 @@ class Group:
                 "height": self.shape[0],
             }
 
-    def _each(self, do: str, wanted: Callable[[Case], bool] = lambda _: True, **more: Any) -> None:
+    def _each(self, do: str, **more: Any) -> None:
         """One command to all; a worker that fails drops out."""
-        for case in [c for c in self.processes if wanted(c)]:
+        for case in list(self.processes):
             self._ask(case, do, **more)
 
     def _ask(self, case: Case, do: str, **arguments: Any) -> dict[str, Any]:
@@ -245,12 +245,10 @@ class Group:
         self._each("restart")
         if "short" in plan.clips or "prefilled" in plan.clips:
             self._time("short", plan.frames - 1, 1, save=True)
-        self._passes()
         if "prefilled" in plan.clips:
             rivals = [case for case in self.processes if case.backend == RIVAL]
             aside = {case: self.processes.pop(case) for case in rivals}
             self._prefilled()
-            self._passes(lambda case: case.memory == "infinite")
             self.processes |= aside
             for case in rivals:
                 status = "skipped: a rival's memory cannot be prefilled; see --clips long"
@@ -258,6 +256,7 @@ class Group:
         if "long" in plan.clips:
             self._each("restart")
             self._time("long", LONG * plan.frames - 1, 1)
+        self._passes()
 
     def _prefilled(self) -> None:
         """Time all workers with a small and a large memory, these two by turns as well.
@@ -292,28 +291,33 @@ class Group:
                 self.rows[case].append({"clip": clip} | seen.row())
         self._each("prefill", frames=lengths[-1])
 
-    def _passes(self, wanted: Callable[[Case], bool] = lambda _: True) -> None:
-        """Stage times and the whole command's speed, added to each case's latest row."""
+    def _passes(self) -> None:
+        """Stage times and the whole command's speed, behind all that is timed and weighed.
+
+        The stages of the infinite memory are those at its largest; the rest goes to the first row.
+        """
         plan = self.plan
-        for case in [c for c in self.processes if wanted(c) and self.rows[c]]:
-            latest = self.rows[case][-1]
+        for case, process in self.processes.items():
+            first, last = self.rows[case][0], self.rows[case][-1]
             if plan.stage_frames:
-                latest |= self._try(case, "stages", frames=plan.stage_frames)
-            # A compiled network has as many shapes to compile again as the command has objects.
-            if plan.command_frames and latest["clip"] == "short" and case.backend not in COMPILED:
-                latest |= self._try(
+                row = last if case.memory == "infinite" else first
+                row |= self._try(case, process, "stages", frames=plan.stage_frames)
+            # A compiled network would be compiled again for the command.
+            if plan.command_frames and case.backend not in COMPILED:
+                first |= self._try(
                     case,
+                    process,
                     "command",
                     video=str(self.video),
                     mask=str(self.mask_png),
                     frames=min(plan.command_frames, plan.frames),
                 )
 
-    def _try(self, case: Case, do: str, **arguments: Any) -> dict[str, Any]:
+    def _try(self, case: Case, process: Process, do: str, **arguments: Any) -> dict[str, Any]:
         """As `_ask`, but what fails is only noted: the row's times are good without it."""
         self.say(f"{do}: {case}")
         try:
-            return self.processes[case].ask(do, **arguments)
+            return process.ask(do, **arguments)
         except Failed as error:
             return {f"{do}_failed": str(error)}
 
@@ -321,11 +325,12 @@ class Group:
         plan = self.plan
         if not plan.davis:
             return
-        for case in list(self.processes):
+        for case, process in self.processes.items():
             if case.random:
                 continue
             told = self._try(
                 case,
+                process,
                 "accuracy",
                 davis=str(plan.davis),
                 sequences=plan.sequences,

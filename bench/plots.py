@@ -224,8 +224,6 @@ def latency(results: Results) -> Any:
 def stage_bars(results: Results) -> Any:
     """Milliseconds of each stage, a bar a row."""
     rows = [r for _, panel in _panels(results) for r in panel if r.get("stages")]
-    # The infinite memory early in a clip is as good as the finite one.
-    rows = [r for r in rows if not (r["memory"] == "infinite" and r["clip"] == "short")]
     if not rows:
         return None
     figure, axis = _pyplot().subplots(figsize=(10, 1.9 + 0.42 * len(rows)), layout="constrained")

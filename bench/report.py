@@ -254,8 +254,8 @@ def readme_section(results: Results, plots: list[str]) -> str:
             "",
             f"Late in a video: the same networks with the memory as after one and after {LONG} "
             "times the clip. *finite* remembers two frames; *infinite* is STCN's policy, every "
-            "fifth frame, on the same network. Filled beforehand and timed by turns; for the finite "
-            "memory both are of one size, so its ratio shows the noise (`--clips long` plays it all).",
+            "fifth frame, on the same network. Filled beforehand and timed by turns. The finite "
+            "memory has one size only, so its ratio shows the noise; `--clips long` plays it all.",
             "",
             *flat,
         ]
