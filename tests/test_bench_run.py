@@ -83,18 +83,21 @@ def test_prefilled_memory_has_the_size_of_a_played_one(clip):
     frames, mask = clip
     with Segmenter.load(MODEL, "cpu", 32, 1, memory="infinite") as seg:
         seg.start(frames[0], mask)
-        for frame in frames[1:30]:
+        for frame in frames[1:28]:
             seg.step(frame)
         played = (seg._memory.table() >= 0).sum()
         seg.start(frames[0], mask)
         for frame in frames[1:9]:
             seg.step(frame)
-        prefill(seg, 30)
+        prefill(seg, 28)
         assert (seg._memory.table() >= 0).sum() == played == 7
         keys = seg.state_dict()["keys"]
         assert np.array_equal(keys[2], keys[4]) and keys[2].any(), "kept frames repeat in turn"
-        assert seg.step(frames[9]).shape == mask.shape
-        assert len(seg.state_dict()["keys"]) == len(keys) + 1, "frame 30 stays, as it would"
+        slots = []
+        for frame in frames[9:12]:
+            assert seg.step(frame).shape == mask.shape
+            slots.append(len(seg.state_dict()["keys"]) - len(keys))
+        assert slots == [0, 0, 1], "the 31st frame stays, as it would"
     with Segmenter.load(MODEL, "cpu", 32, 1) as finite:
         finite.start(frames[0], mask)
         before = finite.state_dict()["keys"].shape
