@@ -1,7 +1,7 @@
 """A bundle: all that the GPU runs of one model, in a folder with a manifest of hashes.
 
-``<model>-<HxW>-k<K>-<precision>-<runtime>/`` holds ``manifest.json``, the stages' ONNX graphs, their
-engines, and the kernels' cubins with the JSON that says how to launch them. Nothing in it is
+``<model>-<HxW>-k<K>-<precision>-<runtime>/`` holds ``manifest.json``, the stages' ONNX graphs,
+their engines, and the kernels' cubins with the JSON that says how to launch them. Nothing in it is
 unpickled. The hashes find corruption, not malice: an engine and a cubin are executable content, so
 load only what you trust, or pin the manifest with ``expect_sha256``.
 """
@@ -263,7 +263,8 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
     extra = sorted(there - {*manifest.files, MANIFEST, VALIDATION})
     if extra:
         raise ModelError(
-            f"'{folder}' holds '{extra[0]}', which its manifest does not name; remove it, or {remedy}"
+            f"'{folder}' holds '{extra[0]}', which its manifest does not name; "
+            f"remove it, or {remedy}"
         )
     for name, file in manifest.files.items():
         path = folder / name
@@ -301,10 +302,10 @@ def find_bundle(
     for path in sorted(folder.glob(f"{model}-*/{MANIFEST}")) if folder.is_dir() else []:
         with contextlib.suppress(ModelError, OSError):
             m = parse_manifest(path.read_bytes(), path)
-            if m.model == model and m.objects >= objects and _takes(m, size):
-                if precision in (None, m.precision) and runtime in (None, m.runtime):
-                    rank = (m.precision != "fp16", m.runtime != "tensorrt", m.read != "triton")
-                    found.append((m.objects, *rank, path.parent))
+            fits = m.model == model and m.objects >= objects and _takes(m, size)
+            if fits and precision in (None, m.precision) and runtime in (None, m.runtime):
+                rank = (m.precision != "fp16", m.runtime != "tensorrt", m.read != "triton")
+                found.append((m.objects, *rank, path.parent))
     if not found:
         bucket = 1 << max(0, objects - 1).bit_length()
         raise ModelError(
