@@ -104,9 +104,7 @@ class Parity:
             "frames": self.frames,
             "stages": {
                 stage: {
-                    name: {
-                        k: digits(v) if isinstance(v, float) else v for k, v in asdict(d).items()
-                    }
+                    name: {k: _short(v) for k, v in asdict(d).items()}
                     for name, d in outputs.items()
                 }
                 for stage, outputs in self.stages.items()
@@ -196,11 +194,11 @@ class Loop:
             return self.stages.run("step", {"image": image, **memory, **masks})
         query = self.stages.run("encode_query", {"image": image})
         narrow = query["key"].dtype
-        tensors = [
-            torch.from_numpy(x.astype(narrow).astype(np.float32)) for x in (self.keys, self.values)
-        ]
-        key = torch.from_numpy(query["key"].astype(np.float32))
-        read = memory_read_reference(key, *tensors, torch.from_numpy(slots))
+        key, keys, values = (
+            torch.from_numpy(x.astype(narrow).astype(np.float32))
+            for x in (query["key"], self.keys, self.values)
+        )
+        read = memory_read_reference(key, keys, values, torch.from_numpy(slots))
         inputs = decode_inputs(image, read.numpy().astype(narrow), query, masks)
         return {"readout": inputs["readout"], **query, **self.stages.run("decode", inputs)}
 
@@ -367,7 +365,8 @@ def watch(graph: bytes) -> bytes:
         model.graph.output.append(
             helper.make_tensor_value_info(f"{name}.peak", TensorProto.FLOAT, [])
         )
-    return model.SerializeToString()
+    watched: bytes = model.SerializeToString()
+    return watched
 
 
 def table(parity: Parity) -> list[str]:
