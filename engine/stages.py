@@ -161,6 +161,11 @@ _OPEN = {
 }
 
 
+def open_axes(name: str) -> dict[int, tuple[str, int]]:
+    """Which axes of an input are how many times H/16 (``h``), W/16 (``w``) or N (``n``)."""
+    return _OPEN.get(name, {})
+
+
 def _given_inputs(shape: StageShape) -> dict[str, Tensor]:
     objects = shape.objects
     return {
