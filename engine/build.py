@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import __version__, bundle, trt
-from engine.errors import BackendError, EngineError, InputError, MissingExtraError, ModelError
-from engine.files import make_folder, write_atomic
+from engine.errors import BackendError, EngineError, MissingExtraError, ModelError
+from engine.files import write_atomic
 from engine.weights import FOLDER, MODELS, available, find
 
 if TYPE_CHECKING:
@@ -80,14 +80,7 @@ def build(options: Options, say: Say = print) -> list[Path]:
     ModelError: no weights, or a graph that does not agree with PyTorch. MissingExtraError.
     BackendError: TensorRT or Triton refuses. InputError: a target that cannot be built.
     """
-    for package in NEEDS:
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError("building", package, "build")
-    names = options.models or tuple(available(options.weights))
-    if not names:
-        raise ModelError(f"no trained weights in '{options.weights}'; give their folder: --weights")
-    for name in names:
-        find(name, options.weights)
+    names = _models(options)
     runtime, why = trt.choose_runtime(options.runtime)
     version = trt.load(runtime).__version__
     say(f"runtime {runtime} {version}: {why}")
@@ -105,6 +98,34 @@ def build(options: Options, say: Say = print) -> list[Path]:
     return made
 
 
+def report(options: Options, say: Say = print) -> None:
+    """Print each model's costs, bounds and what TensorRT would reformat; builds nothing."""
+    from engine.model import load
+    from engine.report import report as layer_report
+    from engine.stages import stage_graphs
+
+    for name in _models(options):
+        model = load(name, find(name, options.weights)[0])
+        for k in options.objects:
+            graphs = stage_graphs(model, options.size, k, options.precision, options.read)
+            tokens, width = options.size[0] * options.size[1] // 256, model.config.value_dim
+            say(f"{name}, {options.size[0]}x{options.size[1]}, {k} object(s), {options.precision}")
+            say(layer_report(graphs, options.precision, (k, tokens, width)))
+
+
+def _models(options: Options) -> tuple[str, ...]:
+    """The models to build; raises MissingExtraError or ModelError if they cannot be."""
+    for package in NEEDS:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError("building", package, "build")
+    names = options.models or tuple(available(options.weights))
+    if not names:
+        raise ModelError(f"no trained weights in '{options.weights}'; give their folder: --weights")
+    for name in names:
+        find(name, options.weights)
+    return names
+
+
 def _build_one(plan: _Plan, name: str, objects: int, say: Say) -> Path:
     from engine.model import load
 
@@ -116,7 +137,7 @@ def _build_one(plan: _Plan, name: str, objects: int, say: Say) -> Path:
     with _timed("export", seconds, say):
         graphs = export(model, options, objects)
     with _timed("parity", seconds, say):
-        parity = prove(model, graphs, plan, objects, say)
+        parity = prove(name, model, graphs, plan, objects, say)
     files: dict[str, bytes] = {}
     stages: dict[str, bundle.Stage] = {}
     with _timed("engines", seconds, say):
@@ -171,6 +192,7 @@ def export(
 
 
 def prove(
+    name: str,
     model: MobileVOS,
     graphs: dict[str, dict[str, onnx.ModelProto]],
     plan: _Plan,
@@ -183,19 +205,20 @@ def prove(
     """
     from engine.parity import check, compare, table
 
-    figures = {}
+    figures: dict[str, Any] = {}
     for group in trt.engine_groups(plan.targets):
-        form = trt.TURING if group == (trt.TURING,) else ""
-        chosen = {stage: forms.get(form, forms[""]) for stage, forms in graphs.items()}
+        raw = {
+            stage: forms.get(group[0], forms[""]).SerializeToString()
+            for stage, forms in graphs.items()
+        }
         clip = plan.clip
         if figures:  # the same network in another form: two frames tell
             clip = replace(clip, images=clip.images[:2])
-        raw = {stage: graph.SerializeToString() for stage, graph in chosen.items()}
         found = compare(model, raw, clip, objects, plan.options.precision)
         say(f"  against PyTorch in fp32, graphs for {', '.join(group)}:")
         for line in table(found):
             say(line)
-        check(found, f"the graph of {model.__class__.__name__}")
+        check(found, f"the graph of {name}")
         figures[",".join(group)] = found.summary()
     return figures
 

@@ -41,9 +41,11 @@ class Limits:
     free_iou: float
 
 
+#: Measured with the trained mobilevos-mobilenetv2 at 480x864 and 96x160, in ONNX Runtime: fp32
+#: errors of 2e-6 and logits within 1e-4; fp16 7e-3 and 4e-2, both IoU from 0.9992 on.
 LIMITS = {
     "fp32": Limits(error=1e-4, logits=1e-3, forced_iou=0.9999, free_iou=0.999),
-    "fp16": Limits(error=2e-2, logits=0.5, forced_iou=0.99, free_iou=0.97),
+    "fp16": Limits(error=2e-2, logits=0.2, forced_iou=0.995, free_iou=0.99),
 }
 
 

@@ -162,7 +162,7 @@ def engine_groups(targets: Sequence[str]) -> list[tuple[str, ...]]:
 
     https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix.html
     """
-    groups = [tuple(t for t in targets if t == TURING), tuple(t for t in targets if t != TURING)]
+    groups = [tuple(t for t in targets if t != TURING), tuple(t for t in targets if t == TURING)]
     return [g for g in groups if g]
 
 
