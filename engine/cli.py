@@ -1,4 +1,4 @@
-"""The command line: ``python -m engine segment | demo | evaluate | validate | info``; see ``--help``."""
+"""The command line: ``python -m engine segment | demo | evaluate | validate | info``."""
 
 from __future__ import annotations
 

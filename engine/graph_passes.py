@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
@@ -52,10 +54,13 @@ def for_turing(model: onnx.ModelProto) -> onnx.ModelProto:
 def fill_channels(model: onnx.ModelProto, least: int) -> int:
     """Widen spatial convolutions of ``least`` to 7 channels to 8, with zeros; returns how many."""
     weights = {t.name: t for t in model.graph.initializer}
+    uses = Counter(i for n in model.graph.node for i in n.input)
     nodes: list[NodeProto] = []
     changed = 0
     for node in model.graph.node:
         weight = weights.get(node.input[1]) if node.op_type == "Conv" else None
+        if weight is not None and uses[weight.name] > 1:
+            weight = None  # the others would no longer fit it
         spatial = weight is not None and weight.dims[2] > 1 and _group(node) == 1
         if spatial and weight is not None and least <= weight.dims[1] < LANES:
             values = numpy_helper.to_array(weight)
@@ -88,7 +93,7 @@ def depthwise_as_products(model: onnx.ModelProto) -> int:
     changed = 0
     for node in model.graph.node:
         weight = weights.get(node.input[1]) if node.op_type == "Conv" else None
-        if weight is None or _group(node) == 1:
+        if weight is None or _group(node) == 1 or weight.dims[1] != 1:
             nodes.append(node)
             continue
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
