@@ -171,7 +171,7 @@ def node_costs(model: onnx.ModelProto) -> list[NodeCost]:
         read, written = _traffic(graph, node)
         costs.append(
             NodeCost(
-                name=node.name or f"{node.op_type}_{i}",
+                name=node_name(node, i),
                 op=node.op_type,
                 flops=_flops(graph, node),
                 params=sum(new.values()),
@@ -182,6 +182,11 @@ def node_costs(model: onnx.ModelProto) -> list[NodeCost]:
             )
         )
     return costs
+
+
+def node_name(node: NodeProto, index: int) -> str:
+    """Its own name, or its operator and place in the graph."""
+    return node.name or f"{node.op_type}_{index}"
 
 
 def total(costs: Iterable[NodeCost], fused: bool = True) -> Cost:

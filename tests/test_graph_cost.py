@@ -157,13 +157,25 @@ def test_ends_away_from_products_are_charged() -> None:
     assert [c.fused_bytes for c in costs] == [2 * PLANE, PLANE, 0, 16]
 
 
+def test_a_sum_with_an_input_is_written_by_its_product() -> None:
+    costs = node_costs(
+        graph(
+            "(float16[1,8,4,4] x, float16[1,8,4,4] skip) => (float16[1,8,4,4] y)"
+            "{ a = Conv<kernel_shape=[1,1]>(x, w) y = Add(skip, a) }",
+            w=(8, 8, 1, 1),
+        )
+    )
+    assert [c.fused_bytes for c in costs] == [2 * PLANE, PLANE]  # the Add reads skip
+
+
 def test_constant_folding_and_shapes_cost_nothing() -> None:
     costs = node_costs(
         graph(
-            """(float16[2,6] x) => (float16[12,1] y) <int64[1] one = {1}, int64[1] all = {-1}>
+            """(float16[2,6] x) => (float16[12,1] y) <int64[1] one = {1}>
             {
-              size = Constant<value_ints=[12]>()
-              shape = Concat<axis=0>(size, one)
+              size = Shape(x)
+              elements = ReduceProd<keepdims=1>(size)
+              shape = Concat<axis=0>(elements, one)
               w2 = Mul(w, w)
               z = Mul(x, w2)
               y = Reshape(z, shape)
