@@ -144,6 +144,22 @@ def test_one_engine_for_many_sizes(tmp_path):
 # Without building
 
 
+def test_the_layer_report(capsys):
+    assert builder.main(["--report", "--model", NAME, "--size", "64x96"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"# {NAME}, 64x96, 1 object(s)")
+    for words in (
+        "encode_query",
+        "read_memory",
+        "decode",
+        "A40",
+        "1080 Ti",
+        "Transpose",
+        "measured",
+    ):
+        assert words in text
+
+
 def test_all_models_with_weights_are_the_default(tmp_path, monkeypatch):
     monkeypatch.setattr(builder, "available", lambda folder: ["a", "b"])
     monkeypatch.setattr(builder, "find", lambda name, folder: None)
