@@ -24,8 +24,8 @@ NOTES = (
     " node by itself, summed. Launches cost nothing.",
     "Bytes: weights, and activations as products (Conv, MatMul, Gemm) and the graph's ends read and"
     " write them (fused), or as every node does (unfused). Bounds use the fused ones and assume"
-    " that no tensor stays in the GPU's cache from one node to the next: where it does, a stage that"
-    " is bound by memory can be faster.",
+    " that no tensor stays in the GPU's cache from one node to the next: where one does, a stage"
+    " that is bound by memory can be faster.",
     "Without tensor cores (GTX 1080 Ti) fp16 tensors are computed at the rate of fp32.",
     "FPS: stages one after another, without preprocess, mask_head and transfers.",
 )
