@@ -1,0 +1,242 @@
+"""The stages as typed ONNX graphs of fixed shapes, as TensorRT compiles them around the kernels.
+
+Two graphs, with the memory read, a kernel, between them; or, for comparison, one graph that holds
+the memory read as MatMul, Softmax, MatMul. ``fp16`` graphs compute in fp16 but for what would
+overflow or lose too much: aggregation, scores and means over the image are fp32.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from engine.model import Features, MobileVOS, aggregate, scores, upsample_logits
+from engine.model.read_memory import read_memory
+
+OPSET = 18
+IR_VERSION = 10
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+READS = 2  # R: the slots that an object reads, its anchor and the last frame
+SLOTS = 4  # S of the one-graph variant's pool: two that take turns, two anchors
+
+
+@dataclass(frozen=True)
+class StageShape:
+    """What fixes the shapes. height, width: the padded network size; objects: K, the bucket."""
+
+    height: int
+    width: int
+    objects: int
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return self.height * self.width // 256
+
+
+class EncodeQuery(nn.Module):
+    """Engine 1: image → key and features."""
+
+    def __init__(self, model: MobileVOS) -> None:
+        super().__init__()
+        self.stage = model.encode_query
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Image [1, 3, H, W] → key [N, Ck], f16, f8, f4 and compressed (`Features`)."""
+        key, features = self.stage(image)
+        return key[0], *features
+
+
+class Decode(nn.Module):
+    """Engine 2: ``decode``, aggregation, ``encode_value``."""
+
+    def __init__(self, model: MobileVOS) -> None:
+        super().__init__()
+        self.decode, self.encode_value = model.decode, model.encode_value
+
+    def forward(
+        self,
+        image: Tensor,
+        readout: Tensor,
+        f16: Tensor,
+        f8: Tensor,
+        f4: Tensor,
+        compressed: Tensor,
+        given: Tensor,
+        use_given: Tensor,
+        active: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Readout [K, N, Cv] → probabilities [K+1, H, W], value [K, N, Cv], scores [K, 2].
+
+        given fp32 [K, H, W] replaces the prediction where use_given bool [K] is set; where active
+        bool [K] is not, the object is absent: its column of the bucket is not in use.
+        """
+        logits = upsample_logits(self.decode(readout, Features(f16, f8, f4, compressed)))
+        masks = torch.where(use_given[:, None, None], given, torch.sigmoid(logits))
+        probabilities = aggregate(masks * active[:, None, None].float())
+        value = self.encode_value(image, probabilities[1:], f16)
+        return probabilities, value, scores(probabilities)
+
+
+class Step(nn.Module):
+    """All of it in one graph, the memory read too."""
+
+    def __init__(self, model: MobileVOS) -> None:
+        super().__init__()
+        self.first, self.second = EncodeQuery(model), Decode(model)
+
+    def forward(
+        self,
+        image: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slots: Tensor,
+        given: Tensor,
+        use_given: Tensor,
+        active: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Memory keys [S, N, Ck], values [S, K, N, Cv], slots int32 [K, R] → as the two stages."""
+        key, *features = self.first(image)
+        readout = read_memory(key.float(), keys.float(), values.float(), slots).to(image.dtype)
+        probabilities, value, means = self.second(
+            image, readout, *features, given, use_given, active
+        )
+        return probabilities, key, value, means
+
+
+def stage_graphs(
+    model: MobileVOS,
+    size: tuple[int, int],
+    objects: int,
+    precision: str,
+    read: str = "triton",
+    dynamic: bool = False,
+) -> dict[str, onnx.ModelProto]:
+    """Export the graphs of a bundle by name: ``encode_query`` and ``decode``, or ``step``.
+
+    Parameters
+    ----------
+    model: with batch norms folded (`engine.model.load`); left unchanged.
+    size: (H, W), multiples of 16. objects: K. precision: ``fp16`` or ``fp32``.
+    read: ``triton``: two graphs around the kernel; ``graph``: one with the memory read inside.
+    dynamic: leave H and W open (K stays fixed).
+    """
+    dtype = DTYPES[precision]
+    model = copy.deepcopy(model).to(dtype)
+    shape = StageShape(*size, objects)
+    if read == "graph":
+        return {"step": _export("step", Step(model), _step_inputs(model, shape, dtype), dynamic)}
+    query_inputs = {"image": torch.zeros(1, 3, *size, dtype=dtype)}
+    return {
+        "encode_query": _export("encode_query", EncodeQuery(model), query_inputs, dynamic),
+        "decode": _export("decode", Decode(model), _decode_inputs(model, shape, dtype), dynamic),
+    }
+
+
+OUTPUTS = {
+    "encode_query": ("key", *Features._fields),
+    "decode": ("probabilities", "value", "scores"),
+    "step": ("probabilities", "key", "value", "scores"),
+}
+#: Which axes of which tensors are how many times H/16 or W/16, or N.
+_OPEN = {
+    "image": {2: ("h", 16), 3: ("w", 16)},
+    "given": {1: ("h", 16), 2: ("w", 16)},
+    "f16": {2: ("h", 1), 3: ("w", 1)},
+    "f8": {2: ("h", 2), 3: ("w", 2)},
+    "f4": {2: ("h", 4), 3: ("w", 4)},
+    "compressed": {2: ("h", 1), 3: ("w", 1)},
+    "readout": {1: ("n", 1)},
+    "keys": {1: ("n", 1)},
+    "values": {2: ("n", 1)},
+}
+
+
+def _given_inputs(shape: StageShape) -> dict[str, Tensor]:
+    objects = shape.objects
+    return {
+        "given": torch.zeros(objects, shape.height, shape.width),
+        "use_given": torch.zeros(objects, dtype=torch.bool),
+        "active": torch.zeros(objects, dtype=torch.bool),
+    }
+
+
+def _decode_inputs(model: MobileVOS, shape: StageShape, dtype: torch.dtype) -> dict[str, Tensor]:
+    config, (h, w) = model.config, (shape.height // 16, shape.width // 16)
+    c16, c8, c4 = config.backbone.channels
+    typed = {
+        "image": (1, 3, shape.height, shape.width),
+        "readout": (shape.objects, shape.tokens, config.value_dim),
+        "f16": (1, c16, h, w),
+        "f8": (1, c8, 2 * h, 2 * w),
+        "f4": (1, c4, 4 * h, 4 * w),
+        "compressed": (1, config.value_dim, h, w),
+    }
+    tensors = {name: torch.zeros(size, dtype=dtype) for name, size in typed.items()}
+    return tensors | _given_inputs(shape)
+
+
+def _step_inputs(model: MobileVOS, shape: StageShape, dtype: torch.dtype) -> dict[str, Tensor]:
+    config, tokens = model.config, shape.tokens
+    return {
+        "image": torch.zeros(1, 3, shape.height, shape.width, dtype=dtype),
+        "keys": torch.zeros(SLOTS, tokens, config.key_dim, dtype=dtype),
+        "values": torch.zeros(SLOTS, shape.objects, tokens, config.value_dim, dtype=dtype),
+        "slots": torch.zeros(shape.objects, READS, dtype=torch.int32),
+    } | _given_inputs(shape)
+
+
+def _export(
+    name: str, module: nn.Module, inputs: dict[str, Tensor], dynamic: bool
+) -> onnx.ModelProto:
+    """One graph, checked, with the shapes of all its values inferred."""
+    shapes = None
+    if dynamic:
+        dims = {d: Dim(d, min=2) for d in "hwn"}
+        shapes = tuple(
+            {axis: dims[d] * k for axis, (d, k) in _OPEN.get(i, {}).items()} for i in inputs
+        )
+    with _quiet():
+        program = torch.onnx.export(
+            module.eval(),
+            tuple(inputs.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=list(OUTPUTS[name]),
+            dynamic_shapes=shapes,
+            verbose=False,
+        )
+    graph = program.model_proto  # type: ignore[union-attr]
+    graph.ir_version = IR_VERSION
+    graph.producer_name, graph.producer_version = "mobilevos-engine", ""
+    for node in graph.graph.node:
+        node.ClearField("metadata_props")  # the exporter's stack traces, with local paths
+        node.ClearField("doc_string")
+    graph = onnx.shape_inference.infer_shapes(graph, check_type=True, strict_mode=True)
+    onnx.checker.check_model(graph, full_check=True)
+    return graph
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's own deprecations and its notes on packages that we do not use."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", ".*axis name.*will not be used", UserWarning)
+        log.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
