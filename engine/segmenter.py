@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +19,13 @@ from engine.background import prefetch
 from engine.errors import InputError, StateError
 from engine.frames import (
     Geometry,
-    frame_to_network,
     masks_to_network,
     plan,
     probabilities_to_source,
 )
 from engine.memory import Memory, check_policy
 from engine.runtime.base import Backend, StepInput
+from engine.runtime.gpu.arrays import device_shape, on_device
 from engine.weights import FOLDER, file_hash, find
 
 Frame = NDArray[np.uint8]  # [H, W, 3], RGB
@@ -113,10 +115,10 @@ class Segmenter:
         ------
         InputError: wrong dtype or shape, sizes that differ, or a mask without objects.
         """
-        check_frame(frame)
-        ids = check_mask(mask, frame.shape[:2])
+        frame, shape = take_frame(frame, self._backend)
+        ids = check_mask(mask, shape[:2])
         self.reset()
-        self._geometry = plan(frame.shape[0], frame.shape[1], self.size)
+        self._geometry = plan(shape[0], shape[1], self.size)
         self._backend.open(self._geometry)
         return self._advance(frame, mask, ids)
 
@@ -133,10 +135,10 @@ class Segmenter:
         InputError: a frame of another size or dtype, or a bad mask.
         """
         geometry = self._started()
-        check_frame(frame)
-        if frame.shape[:2] != geometry.source:
+        frame, shape = take_frame(frame, self._backend)
+        if shape[:2] != geometry.source:
             raise InputError(
-                f"this frame is {shape_text(frame.shape)}, but the video started with "
+                f"this frame is {shape_text(shape)}, but the video started with "
                 f"{shape_text(geometry.source)}; resize it, or start a new video"
             )
         ids = [] if mask is None else check_mask(mask, geometry.source)
@@ -154,7 +156,7 @@ class Segmenter:
             return np.zeros(geometry.source, np.uint8)
         result = backend.step(
             StepInput(
-                frame=frame_to_network(frame, geometry),
+                frame=frame,
                 slots=memory.table(),
                 labels=np.array([0, *memory.ids], np.uint8),
                 write=memory.write,
@@ -186,7 +188,16 @@ class Segmenter:
         """Yield the mask of every frame, the first included; frames are fetched ahead."""
         with prefetch(frames) as ahead:
             for i, frame in enumerate(ahead):
+                self._expect(ahead.peek())
                 yield self.step(frame) if i else self.start(frame, mask)
+
+    def _expect(self, frame: Frame | None) -> None:
+        """Tell the backend which frame comes next; what is wrong with it, its own step says."""
+        with contextlib.suppress(InputError):
+            if frame is not None and self._geometry is not None:
+                frame, shape = take_frame(frame, self._backend)
+                if shape[:2] == self._geometry.source:
+                    self._backend.expect(frame)
 
     def remove(self, label: int) -> None:
         """Stop following an object. Raises InputError if ``label`` is not followed."""
@@ -287,6 +298,21 @@ class Segmenter:
 def shape_text(shape: tuple[int, ...]) -> str:
     """Height and width as people write them, "width x height"."""
     return f"{shape[1]}x{shape[0]}"
+
+
+def take_frame(frame: Any, backend: Backend) -> tuple[Any, tuple[int, ...]]:
+    """A frame as the backend takes it, and its shape; raises InputError if it cannot be one."""
+    if on_device(frame):
+        if not backend.on_gpu:
+            raise InputError(
+                f"this frame lies on a GPU, but the backend '{backend.name}' reads the host's "
+                "memory; copy it there first, or use a GPU backend"
+            )
+        return frame, device_shape(frame)
+    if hasattr(frame, "__dlpack__") and not isinstance(frame, np.ndarray):
+        frame = np.from_dlpack(frame)
+    check_frame(frame)
+    return frame, frame.shape
 
 
 def check_frame(frame: Frame) -> None:

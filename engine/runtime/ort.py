@@ -11,7 +11,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from engine.errors import ModelError
-from engine.frames import Geometry
+from engine.frames import Geometry, frame_to_network
 from engine.runtime.base import StepInput
 
 F32 = NDArray[np.float32]
@@ -21,6 +21,7 @@ class OrtBackend:
     """See :class:`engine.runtime.base.Backend`. ``threads`` of 0 means one a core."""
 
     name = "cpu"
+    on_gpu = False
 
     def __init__(self, graph: Path, threads: int = 0) -> None:
         options = ort.SessionOptions()
@@ -59,10 +60,13 @@ class OrtBackend:
             self.means = np.zeros((objects, 2), np.float32)
         self.unused = np.zeros((objects, *self.geometry.padded), np.float32)
 
+    def expect(self, frame: Any) -> None:
+        """Nothing is uploaded."""
+
     def step(self, task: StepInput) -> NDArray[np.uint8]:
         mask = np.empty(self.geometry.source, np.uint8)
         inputs = {
-            "frame": task.frame,
+            "frame": frame_to_network(task.frame, self.geometry),
             "keys": self.keys,
             "values": self.values,
             "slots": task.slots,

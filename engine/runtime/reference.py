@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from engine.frames import Geometry
+from engine.frames import Geometry, frame_to_network
 from engine.model import MobileVOS, aggregate, scores, upsample_logits
 from engine.runtime.base import StepInput
 
@@ -20,6 +21,7 @@ class ReferenceBackend:
     """See :class:`engine.runtime.base.Backend`. ``threads`` of 0 leaves PyTorch's setting alone."""
 
     name = "reference"
+    on_gpu = False
 
     def __init__(self, model: MobileVOS, threads: int = 0) -> None:
         if threads:
@@ -45,10 +47,13 @@ class ReferenceBackend:
                 values[:kept, new] = self.values[:kept, old]
         self.keys, self.values = keys, values
 
+    def expect(self, frame: Any) -> None:
+        """Nothing is uploaded early."""
+
     @torch.inference_mode()
     def step(self, task: StepInput) -> NDArray[np.uint8]:
         model, geometry, device = self.model, self.geometry, self.device
-        image = self.preprocess(task.frame)
+        image = self.preprocess(frame_to_network(task.frame, geometry))
         key, features = model.encode_query(image)
         slots = torch.from_numpy(task.slots).to(device)
         readout = model.read_memory(key[0], self.keys, self.values, slots)

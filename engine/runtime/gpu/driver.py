@@ -44,7 +44,7 @@ class Device:
         self.api = driver
         try:
             (error_code,) = driver.cuInit(0)
-        except RuntimeError:  # cuda.bindings found no libcuda
+        except (RuntimeError, OSError):  # cuda.bindings found no libcuda
             raise BackendError(
                 "there is no NVIDIA driver on this machine (libcuda cannot be loaded); install "
                 "one, or use --backend cpu"
@@ -69,7 +69,8 @@ class Device:
             self._attribute(which.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR),
         )
         self.multiprocessors = self._attribute(which.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
-        self._context = self.call("cuDevicePrimaryCtxRetain", self._device)
+        self._users = 0
+        self.retain()
         self.use()
 
     @property
@@ -84,6 +85,18 @@ class Device:
         """Make the context the calling thread's current one."""
         self.call("cuCtxSetCurrent", self._context)
 
+    def retain(self) -> None:
+        """Count one more that needs the context."""
+        if not self._users:
+            self._context = self.call("cuDevicePrimaryCtxRetain", self._device)
+        self._users += 1
+
+    def release(self) -> None:
+        """Count one less; the last one gives the context back."""
+        self._users -= 1
+        if not self._users:
+            self.call("cuDevicePrimaryCtxRelease", self._device)
+
     def call(self, name: str, *arguments: Any) -> Any:
         """Call a driver function and return its result; a failure becomes a BackendError."""
         error, *values = getattr(self.api, name)(*arguments)
@@ -95,12 +108,6 @@ class Device:
         """Free and total device memory in bytes."""
         error, free, total = self.api.cuMemGetInfo()
         return (int(free), int(total)) if error == 0 else (0, 0)
-
-    def close(self) -> None:
-        """Give the context back; closing twice is fine."""
-        if self._context is not None:
-            self.call("cuDevicePrimaryCtxRelease", self._device)
-            self._context = None
 
 
 def failure(name: str, code: str) -> BackendError:
