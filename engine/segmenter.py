@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from engine.frames import (
     probabilities_to_source,
 )
 from engine.memory import Memory, check_policy
-from engine.runtime.base import Backend, StepInput
+from engine.runtime.base import Backend, GpuBackend, StepInput
 from engine.runtime.gpu.arrays import device_shape, on_device
 from engine.weights import FOLDER, file_hash, find
 
@@ -62,8 +62,9 @@ class Segmenter:
         model_hash: str,
         size: int = 480,
         memory: str = "finite",
+        output: str = "numpy",
     ) -> None:
-        self._backend = backend
+        self._backend, self.output = backend, check_output(output, backend)
         self.memory = check_policy(memory)
         self.model, self.model_hash, self.size = model, model_hash, size
         self._closed = False
@@ -79,19 +80,26 @@ class Segmenter:
         threads: int | None = None,
         weights: Path | str = FOLDER,
         memory: str = "finite",
+        output: str = "numpy",
+        bundles: Path | str = runtime.BUNDLES,
+        expect_sha256: str | None = None,
     ) -> Segmenter:
         """Load a model into a backend.
 
         Parameters
         ----------
         model: one of ``python -m engine info``.
-        backend: ``auto``, ``cpu`` or ``reference``.
+        backend: ``auto`` or one of ``python -m engine info``.
         size: short side in pixels at which the network works; larger frames are shrunk to it and
             their masks enlarged again, smaller ones are left alone.
         threads: CPU threads; None means one a core.
         weights: another folder to take the model's files from.
         memory: ``finite``, the frame where an object was given and the most recent one; or
             ``infinite``, also every fifth frame: slower and larger with every frame.
+        output: ``numpy``, or on a GPU backend ``dlpack``: masks stay on the GPU, as arrays for
+            DLPack and ``__cuda_array_interface__``, complete when they are returned.
+        bundles: the folder of the bundles that ``python -m engine.build`` wrote.
+        expect_sha256: of the manifest of the only bundle that may be loaded.
 
         Raises
         ------
@@ -103,8 +111,10 @@ class Segmenter:
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}; give 1 or more, or leave it out")
         check_policy(memory)
-        loaded = runtime.create(backend, model, Path(weights), threads or 0)
-        return cls(loaded, model, file_hash(find(model, Path(weights))[0]), size, memory)
+        loaded = runtime.create(
+            backend, model, Path(weights), threads or 0, Path(bundles), expect_sha256
+        )
+        return cls(loaded, model, file_hash(find(model, Path(weights))[0]), size, memory, output)
 
     def start(self, frame: Frame, mask: Mask) -> Mask:
         """Begin a video with its first frame [H, W, 3] and the mask [H, W] of its objects.
@@ -153,7 +163,7 @@ class Segmenter:
         if new:
             self._arrange(memory.add(new))
         if not memory.ids:  # all were removed: there is nothing to look for
-            return np.zeros(geometry.source, np.uint8)
+            return self._deliver(np.zeros(geometry.source, np.uint8))
         result = backend.step(
             StepInput(
                 frame=frame,
@@ -162,15 +172,23 @@ class Segmenter:
                 write=memory.write,
                 given=masks_to_network(mask, memory.ids, geometry) if mask is not None else None,
                 use_given=np.isin(memory.ids, ids),
+                on_gpu=self.output == "dlpack" and mask is None,
             )
         )
         memory.turn()
         self._copy(memory.last, memory.keep(ids))
         if mask is not None:
-            result = np.where(mask > 0, mask, result)  # what was given comes back as it was
+            # What was given comes back as it was.
+            result = self._deliver(np.where(mask > 0, mask, result))
         self._times.append(time.perf_counter() - began)
         self._frames += 1
-        return result
+        return cast(Mask, result)
+
+    def _deliver(self, mask: Mask) -> Mask:
+        """A mask of the host as the caller wants it."""
+        if self.output == "numpy":
+            return mask
+        return cast(Mask, cast(GpuBackend, self._backend).to_gpu(mask))
 
     def _arrange(self, columns: Sequence[int]) -> None:
         self._slots = self._memory.slots
@@ -298,6 +316,17 @@ class Segmenter:
 def shape_text(shape: tuple[int, ...]) -> str:
     """Height and width as people write them, "width x height"."""
     return f"{shape[1]}x{shape[0]}"
+
+
+def check_output(output: str, backend: Backend) -> str:
+    """Return ``output``; raise InputError if the backend cannot give it."""
+    if output not in ("numpy", "dlpack"):
+        raise InputError(f"unknown output '{output}'; choose one of: numpy, dlpack")
+    if output == "dlpack" and not backend.on_gpu:
+        raise InputError(
+            f"the backend '{backend.name}' has its masks on the host; leave output='dlpack' out"
+        )
+    return output
 
 
 def take_frame(frame: Any, backend: Backend) -> tuple[Any, tuple[int, ...]]:

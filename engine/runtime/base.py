@@ -77,3 +77,10 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Release everything; closing twice is fine."""
+
+
+class GpuBackend(Backend, Protocol):
+    """A backend that is ``on_gpu``."""
+
+    def to_gpu(self, mask: NDArray[np.uint8]) -> Any:
+        """Bring a mask [H0, W0] to the GPU, as ``step`` leaves it there."""

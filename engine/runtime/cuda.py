@@ -167,6 +167,10 @@ class CudaBackend:
         if self.graphs:
             plan.capture(side, self.compute)
 
+    def to_gpu(self, mask: NDArray[np.uint8]) -> Any:
+        self.device.use()
+        return arrays.DeviceMask.of(self.device, mask, self.compute)
+
     def copy(self, source: int, target: int) -> None:
         assert self._pool is not None, "arrange comes before copy"
         self.device.use()

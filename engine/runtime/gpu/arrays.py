@@ -151,7 +151,7 @@ class DeviceMask:
     freed with the last array made of it, at the latest when the program ends.
     """
 
-    def __init__(self, device: Device, shape: tuple[int, int]) -> None:
+    def __init__(self, device: Device, shape: tuple[int, ...]) -> None:
         self.shape, self.dtype = shape, np.dtype(np.uint8)
         self._device = device
         self._memory = Scope(device)
@@ -161,6 +161,20 @@ class DeviceMask:
         except BaseException:
             device.release()
             raise
+
+    @classmethod
+    def of(cls, device: Device, mask: NDArray[np.uint8], stream: Stream) -> DeviceMask:
+        """A copy of a mask of the host; waits until it is there."""
+        made = cls(device, mask.shape)
+        scope = Scope(device)
+        try:
+            staging = scope.pinned(mask.nbytes, "a mask")
+            staging[:] = mask.reshape(-1)
+            stream.upload(made.address, staging)
+            stream.synchronize()
+        finally:
+            scope.close()
+        return made
 
     def __del__(self) -> None:
         if hasattr(self, "address"):

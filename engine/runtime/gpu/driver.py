@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,20 @@ _STALE = {
     "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
     "CUDA_ERROR_INVALID_IMAGE",
 }
+
+
+_NO_DRIVER = (
+    "there is no NVIDIA driver on this machine (libcuda cannot be loaded); install one, or use "
+    "--backend cpu"
+)
+
+
+def need_driver() -> None:
+    """Raise BackendError where the driver's library cannot be loaded; needs no package."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        raise BackendError(_NO_DRIVER) from None
 
 
 class OutOfMemory(BackendError):
@@ -45,10 +60,7 @@ class Device:
         try:
             (error_code,) = driver.cuInit(0)
         except (RuntimeError, OSError):  # cuda.bindings found no libcuda
-            raise BackendError(
-                "there is no NVIDIA driver on this machine (libcuda cannot be loaded); install "
-                "one, or use --backend cpu"
-            ) from None
+            raise BackendError(_NO_DRIVER) from None
         if error_code != 0:
             raise BackendError(
                 f"the NVIDIA driver finds no usable GPU ({error_code.name}); check nvidia-smi, or "

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from typing import TYPE_CHECKING
-if TYPE_CHECKING:
-    from engine.bundle import Bundle
 from engine.errors import BackendError, ModelError
 from engine.frames import Geometry
 from engine.runtime.gpu.driver import Device, Scope
 from engine.runtime.gpu.tensorrt import REBUILD, Context, RuntimeCache, TensorRT
 from kernels import launch
 from kernels.tiles import value_block
+
+if TYPE_CHECKING:
+    from engine.bundle import Bundle
 
 #: Tensors that lie in the memory's slots or in the block of controls, not in buffers of their own.
 _ELSEWHERE = {"keys", "values", "slots", "use_given", "active"}
