@@ -1,5 +1,5 @@
-"""The GPU backends ``tensorrt`` and ``tensorrt-rtx``: a bundle's engines and kernels, one CUDA graph
-a frame. No torch and no Triton.
+"""The GPU backends ``tensorrt`` and ``tensorrt-rtx``: a bundle's engines and kernels, replayed as
+one CUDA graph a frame. No torch and no Triton.
 
 Three streams. ``upload`` brings the frame and a small block of controls to the device, ``compute``
 replays the frame's graph, ``download`` fetches mask and scores. While a frame is computed the next
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from engine.errors import BackendError
 from engine.frames import Geometry
 from engine.runtime.base import StepInput
 from engine.runtime.gpu import arrays
-from engine.runtime.gpu.driver import Device, Scope
+from engine.runtime.gpu.driver import Scope
 from engine.runtime.gpu.plan import Plan, Side, stage_range
 from engine.runtime.gpu.pool import Pool, PoolShape, fetch
 from engine.runtime.gpu.program import Library
@@ -104,7 +104,7 @@ class CudaBackend:
         self.device.use()
         plan, expected, self._expected = self._planned(task), self._expected, None
         side, other = plan.sides[task.write], plan.sides[1 - task.write]
-        with contextlib.closing(Scope(self.device)) as scope, stage_range("frame"):
+        with self._borrowing() as scope, stage_range("frame"):
             staged, self._staged = self._staged, None
             if staged is None or staged[0] is not task.frame or staged[1] is not side:
                 # A frame that was expected and did not come is overwritten, in the stream's order.
@@ -136,6 +136,17 @@ class CudaBackend:
             self.done.synchronize()
             borrowed.clear()
         return plan.host_ids.reshape(self.geometry.source).copy() if mask is None else mask
+
+    @contextlib.contextmanager
+    def _borrowing(self) -> Iterator[Scope]:
+        """A scope for one step; whatever goes wrong in it, nothing uses its memory afterwards."""
+        with contextlib.closing(Scope(self.device)) as scope:
+            try:
+                yield scope
+            except BaseException:
+                with contextlib.suppress(BackendError):
+                    self.upload.synchronize()
+                raise
 
     def _planned(self, task: StepInput) -> Plan:
         reads = task.slots.shape[1]

@@ -148,9 +148,7 @@ class Driver:
     def cuMemsetD8Async(self, dstDevice: Any, uc: int, N: int, hStream: Any) -> tuple[Any, ...]:
         address = int(dstDevice)
         self.machine.view(address, N)
-        self.machine.put(
-            int(hStream), "clear", lambda: self.machine.view(address, N).fill(uc)
-        )
+        self.machine.put(int(hStream), "clear", lambda: self.machine.view(address, N).fill(uc))
         return (OK,)
 
     def cuStreamCreate(self, Flags: int) -> tuple[Any, ...]:
@@ -253,9 +251,7 @@ class Driver:
         self.functions[handle] = (int(library), name.decode())
         return OK, handle
 
-    def cuKernelSetAttribute(
-        self, attrib: Any, val: int, kernel: Any, dev: Any
-    ) -> tuple[Any, ...]:
+    def cuKernelSetAttribute(self, attrib: Any, val: int, kernel: Any, dev: Any) -> tuple[Any, ...]:
         return (OK,)
 
     def cuKernelGetFunction(self, kernel: Any) -> tuple[Any, ...]:

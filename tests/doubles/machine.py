@@ -81,9 +81,7 @@ class Machine:
         must be done before, so that all other work comes as late as it can.
     """
 
-    def __init__(
-        self, total: int = 1 << 30, policy: Policy = oldest, ahead: bool = False
-    ) -> None:
+    def __init__(self, total: int = 1 << 30, policy: Policy = oldest, ahead: bool = False) -> None:
         self.total, self.policy, self.ahead = total, policy, ahead
         self.blocks: dict[int, Block] = {}
         self._freed: deque[Block] = deque(maxlen=256)  # so that no address comes back soon

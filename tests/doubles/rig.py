@@ -94,7 +94,7 @@ class FakeBundle:
         )
 
     def engine(self, stage: str, arch: str) -> tuple[Path, bytes]:
-        return self.folder / f"{stage}.{arch}.engine", f"{self.folder} {stage} {arch}".encode()
+        return self.folder / f"{stage}.{arch}.engine", f"{id(self)} {stage} {arch}".encode()
 
 
 def _told(tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -62,9 +62,7 @@ _new = _python(
 _pointer = _python("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
 # A destructor gets a capsule that is already dying, and must not count it as an object.
 _dying_valid = _python("PyCapsule_IsValid", ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)
-_dying_pointer = _python(
-    "PyCapsule_GetPointer", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p
-)
+_dying_pointer = _python("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
 
 
 @dataclass(frozen=True)
@@ -215,23 +213,24 @@ class DeviceMask:
 _held: dict[int, tuple[Any, ...]] = {}
 
 
-@_Deleter
 def _delete(managed: Any) -> None:
     _held.pop(ctypes.addressof(managed.contents), None)
 
 
-@_CapsuleDestructor
 def _destroy(capsule: Any) -> None:
     # A consumer renames the capsule that it takes; under its old name nobody has taken it.
     if _dying_valid(capsule, NAME):
         _held.pop(_dying_pointer(capsule, NAME), None)
 
 
+_DELETE, _DESTROY = _Deleter(_delete), _CapsuleDestructor(_destroy)
+
+
 def _capsule(mask: DeviceMask, kind: int, ordinal: int) -> Any:
     sides = (ctypes.c_int64 * 2)(*mask.shape)
     strides = (ctypes.c_int64 * 2)(mask.shape[1], 1)
     tensor = _Tensor(mask.address, _Device(kind, ordinal), 2, _DataType(UINT, 8, 1), sides, strides)
-    managed = _Managed(tensor, None, _delete)
+    managed = _Managed(tensor, None, _DELETE)
     address = ctypes.addressof(managed)
     _held[address] = (managed, sides, strides, mask)
-    return _new(address, NAME, _destroy)
+    return _new(address, NAME, _DESTROY)

@@ -72,7 +72,7 @@ class Controls:
     def fill(self, block: NDArray[np.uint8], task: StepInput) -> None:
         """Write a frame's into a block; columns of the bucket beyond its objects are inactive."""
         used = len(task.slots)
-        values = {
+        values: dict[str, NDArray[Any]] = {
             "slots": task.slots,
             "labels": task.labels,
             "use_given": task.use_given if task.given is not None else np.zeros(used, np.bool_),

@@ -14,7 +14,7 @@ from engine.runtime.gpu.driver import Device, Scope, Stream
 
 @dataclass(frozen=True)
 class PoolShape:
-    """slots: S. objects: K, of the bucket: columns beyond those in use hold no object. tokens: N."""
+    """slots: S. objects: K, of the bucket; columns beyond those in use hold none. tokens: N."""
 
     slots: int
     objects: int

@@ -132,7 +132,7 @@ class Library:
         self.device, self._tensorrt = device, tensorrt
         self.flavour = tensorrt.flavour
         self._bundles = sorted(bundles, key=lambda b: b.manifest.objects)
-        self._programs: dict[Any, Program] = {}
+        self._programs: dict[int, Program] = {}
 
     def check(self, geometry: Geometry) -> None:
         """Raise BackendError unless there is a bundle for the network's size."""
@@ -162,9 +162,9 @@ class Library:
                 f"{fitting[-1].manifest.objects}; run: python -m engine.build --fp16 --size "
                 f"{height}x{width} --objects {bucket}"
             )
-        if bundle.folder not in self._programs:
-            self._programs[bundle.folder] = Program(self.device, self._tensorrt, bundle)
-        return self._programs[bundle.folder]
+        if id(bundle) not in self._programs:
+            self._programs[id(bundle)] = Program(self.device, self._tensorrt, bundle)
+        return self._programs[id(bundle)]
 
     def close(self) -> None:
         """Close all that was loaded and release the device; closing twice is fine."""
