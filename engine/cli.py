@@ -1,4 +1,4 @@
-"""The command line: ``python -m engine segment | demo | evaluate | info``; see ``--help``."""
+"""The command line: ``python -m engine segment | demo | evaluate | validate | info``."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_segment(commands)
     _add_demo(commands)
     _add_evaluate(commands)
+    _add_validate(commands)
     _add_info(commands)
     return parser
 
@@ -139,6 +140,30 @@ def _add_evaluate(commands: Any) -> None:
     parser.set_defaults(run=_evaluate)
 
 
+def _add_validate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "validate",
+        help="check a GPU bundle's files, and its graphs against PyTorch",
+        description="Check the files of a bundle of python -m engine.build, compare its graphs "
+        "with PyTorch (extra 'build') and write the figures to BUNDLE/validation.json.",
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
+    parser.add_argument(
+        "--expect-sha256", metavar="HEX", help="refuse a manifest.json with another SHA-256"
+    )
+    parser.add_argument(
+        "--frames",
+        type=_positive,
+        default=6,
+        metavar="N",
+        help="of the clip (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--weights", type=Path, metavar="DIR", default=FOLDER, help="where the model's weights are"
+    )
+    parser.set_defaults(run=_validate)
+
+
 def _add_info(commands: Any) -> None:
     parser = commands.add_parser(
         "info",
@@ -221,6 +246,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         options.memory,
     ) as segmenter:
         evaluate(segmenter, options.davis, options.sequences, options.out)
+
+
+def _validate(options: argparse.Namespace) -> None:
+    from engine.commands.validate import validate
+
+    validate(options.bundle, options.weights, options.frames, options.expect_sha256, print)
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from engine.graph_passes import infer, means_in_fp32
 from engine.model import Features, MobileVOS, aggregate, scores, upsample_logits
 from engine.model.read_memory import read_memory
 
@@ -26,7 +27,6 @@ OPSET = 18
 IR_VERSION = 10
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 READS = 2  # R: the slots that an object reads, its anchor and the last frame
-SLOTS = 4  # S of the one-graph variant's pool: two that take turns, two anchors
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,11 @@ _OPEN = {
 }
 
 
+def open_axes(name: str) -> dict[int, tuple[str, int]]:
+    """Which axes of an input are how many times H/16 (``h``), W/16 (``w``) or N (``n``)."""
+    return _OPEN.get(name, {})
+
+
 def _given_inputs(shape: StageShape) -> dict[str, Tensor]:
     objects = shape.objects
     return {
@@ -187,10 +192,11 @@ def _decode_inputs(model: MobileVOS, shape: StageShape, dtype: torch.dtype) -> d
 
 def _step_inputs(model: MobileVOS, shape: StageShape, dtype: torch.dtype) -> dict[str, Tensor]:
     config, tokens = model.config, shape.tokens
+    slots = shape.objects + 2  # two that take turns, and an anchor for each object
     return {
         "image": torch.zeros(1, 3, shape.height, shape.width, dtype=dtype),
-        "keys": torch.zeros(SLOTS, tokens, config.key_dim, dtype=dtype),
-        "values": torch.zeros(SLOTS, shape.objects, tokens, config.value_dim, dtype=dtype),
+        "keys": torch.zeros(slots, tokens, config.key_dim, dtype=dtype),
+        "values": torch.zeros(slots, shape.objects, tokens, config.value_dim, dtype=dtype),
         "slots": torch.zeros(shape.objects, READS, dtype=torch.int32),
     } | _given_inputs(shape)
 
@@ -222,9 +228,8 @@ def _export(
     for node in graph.graph.node:
         node.ClearField("metadata_props")  # the exporter's stack traces, with local paths
         node.ClearField("doc_string")
-    graph = onnx.shape_inference.infer_shapes(graph, check_type=True, strict_mode=True)
-    onnx.checker.check_model(graph, full_check=True)
-    return graph
+    means_in_fp32(graph)
+    return infer(graph)
 
 
 @contextmanager

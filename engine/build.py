@@ -1,0 +1,470 @@
+"""Build what an NVIDIA GPU runs: ``python -m engine.build --fp16``.
+
+Weights → typed ONNX stages, checked → proof in ONNX Runtime that they agree with PyTorch (a build
+stops where they do not) → TensorRT engines → the kernels' cubins → a bundle per model in
+``build/bundles/``. With TensorRT for RTX it needs no GPU. See ``engine/bundle.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine import __version__, bundle, trt
+from engine.errors import BackendError, EngineError, MissingExtraError, ModelError
+from engine.files import write_atomic
+from engine.weights import FOLDER, MODELS, available, find
+
+if TYPE_CHECKING:
+    import onnx
+
+    from engine.clips import Clip
+    from engine.model import MobileVOS
+
+NEEDS = ("torch", "safetensors", "onnx", "onnxscript", "triton")
+CACHES = Path("build/cache")
+SIZE = (480, 864)
+READS = ("triton", "graph")
+FRAMES = 6
+_MB = 1e6
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to build. size: (H, W), the network's padded resolution. objects: the buckets, a bundle
+    each. dynamic: least and greatest side, for one engine of all sizes between. targets and runtime
+    None: chosen by what is there. frames: of the clip that parity is proved on."""
+
+    models: tuple[str, ...] = ()
+    precision: str = "fp16"
+    size: tuple[int, int] = SIZE
+    objects: tuple[int, ...] = (1,)
+    targets: tuple[str, ...] | None = None
+    runtime: str | None = None
+    read: str = "triton"
+    dynamic: tuple[int, int] | None = None
+    out: Path = bundle.DEFAULT_FOLDER
+    weights: Path = FOLDER
+    frames: int = FRAMES
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Options with all choices made."""
+
+    options: Options
+    runtime: str
+    version: str
+    targets: tuple[str, ...]
+    clip: Clip
+
+
+def build(options: Options, say: Say = print) -> list[Path]:
+    """Build a bundle per model and bucket; returns their folders.
+
+    Raises
+    ------
+    ModelError: no weights, or a graph that does not agree with PyTorch. MissingExtraError.
+    BackendError: TensorRT or Triton refuses. InputError: a target that cannot be built.
+    """
+    names = _models(options)
+    runtime, why = trt.choose_runtime(options.runtime)
+    version = trt.load(runtime).__version__
+    say(f"runtime {runtime} {version}: {why}")
+    targets, why = trt.choose_targets(runtime, options.targets)
+    if options.read == "graph" and not options.targets and trt.TURING in targets:
+        targets = tuple(t for t in targets if t != trt.TURING)
+        why += f"; not {trt.TURING}, which has no fp32 product, and the read's scores need one"
+    say(f"targets {', '.join(targets)}: {why}")
+    from engine.clips import demo_clip
+
+    plan = _Plan(options, runtime, version, targets, demo_clip(options.size, options.frames))
+    made = [_build_one(plan, name, k, say) for name in names for k in options.objects]
+    for folder in made:
+        say(f"{folder}")
+    return made
+
+
+def report(options: Options, say: Say = print) -> None:
+    """Print each model's costs, bounds and what TensorRT would reformat; builds nothing."""
+    from engine.model import load
+    from engine.report import report as layer_report
+    from engine.stages import stage_graphs
+
+    for name in _models(options):
+        model = load(name, find(name, options.weights)[0])
+        for k in options.objects:
+            graphs = stage_graphs(model, options.size, k, options.precision, options.read)
+            tokens, width = options.size[0] * options.size[1] // 256, model.config.value_dim
+            say(f"{name}, {options.size[0]}x{options.size[1]}, {k} object(s), {options.precision}")
+            say(layer_report(graphs, options.precision, (k, tokens, width)))
+
+
+def _models(options: Options) -> tuple[str, ...]:
+    """The models to build; raises MissingExtraError or ModelError if they cannot be."""
+    for package in NEEDS:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError("building", package, "build")
+    names = options.models or tuple(available(options.weights))
+    if not names:
+        raise ModelError(f"no trained weights in '{options.weights}'; give their folder: --weights")
+    for name in names:
+        find(name, options.weights)
+    return names
+
+
+def _build_one(plan: _Plan, name: str, objects: int, say: Say) -> Path:
+    from engine.model import load
+
+    options = plan.options
+    seconds: dict[str, float] = {}
+    say(f"\n{name}, {options.size[0]}x{options.size[1]}, {objects} object(s), {options.precision}")
+    weights, _ = find(name, options.weights)
+    model = load(name, weights)
+    with _timed("export", seconds, say):
+        graphs = export(model, options, objects)
+    with _timed("parity", seconds, say):
+        parity = prove(name, model, graphs, plan, objects, say)
+    files: dict[str, bytes] = {}
+    stages: dict[str, bundle.Stage] = {}
+    with _timed("engines", seconds, say):
+        for stage, forms in graphs.items():
+            stages[stage] = _engines(plan, stage, forms, files, say)
+    with _timed("kernels", seconds, say):
+        kernels = cubins(options, plan.targets, objects, files)
+    low_high = None
+    if options.dynamic:
+        low, high = options.dynamic
+        low_high = ((low, low), (high, high))
+    manifest = bundle.Manifest(
+        model=name,
+        model_sha256=bundle.file_sha256(weights),
+        precision=options.precision,
+        runtime=plan.runtime,
+        runtime_version=plan.version,
+        size=options.size,
+        objects=objects,
+        read=options.read,
+        dynamic=low_high,
+        targets=plan.targets,
+        versions=versions(),
+        stages=stages,
+        kernels=kernels,
+        parity=parity,
+        files={},
+    )
+    folder = bundle.write_bundle(options.out, manifest, files)
+    total = sum(map(len, files.values())) / _MB
+    say(f"  {len(files)} files, {total:.1f} MB, {sum(seconds.values()):.0f} s")
+    say(f"  memory read a frame: {read_traffic(options, objects)}")
+    _store_log(folder, plan, seconds)
+    return folder
+
+
+def export(
+    model: MobileVOS, options: Options, objects: int
+) -> dict[str, dict[str, onnx.ModelProto]]:
+    """The stages' graphs: stage → form → graph; the form is ``""`` or a target with its own."""
+    from engine.graph_passes import for_turing
+    from engine.stages import stage_graphs
+
+    graphs = stage_graphs(
+        model, options.size, objects, options.precision, options.read, bool(options.dynamic)
+    )
+    forms = {stage: {"": graph} for stage, graph in graphs.items()}
+    if not options.dynamic:  # it needs the shapes
+        for stage, graph in graphs.items():
+            forms[stage][trt.TURING] = for_turing(graph)
+    return forms
+
+
+def prove(
+    name: str,
+    model: MobileVOS,
+    graphs: dict[str, dict[str, onnx.ModelProto]],
+    plan: _Plan,
+    objects: int,
+    say: Say,
+) -> dict[str, Any]:
+    """Compare each form of the graphs that is built with PyTorch; returns the figures.
+
+    Raises ModelError with the figures if they do not agree.
+    """
+    from engine.parity import check, compare, table
+
+    figures: dict[str, Any] = {}
+    for group in trt.engine_groups(plan.targets):
+        raw = {
+            stage: forms.get(group[0], forms[""]).SerializeToString()
+            for stage, forms in graphs.items()
+        }
+        clip = plan.clip
+        if figures:  # the same network in another form: two frames tell
+            clip = replace(clip, images=clip.images[:2])
+        found = compare(model, raw, clip, objects, plan.options.precision)
+        say(f"  against PyTorch in fp32, graphs for {', '.join(group)}:")
+        for line in table(found):
+            say(line)
+        check(found, f"the graph of {name}")
+        figures[",".join(group)] = found.summary()
+    return figures
+
+
+def _engines(
+    plan: _Plan,
+    stage: str,
+    forms: dict[str, onnx.ModelProto],
+    files: dict[str, bytes],
+    say: Say,
+) -> bundle.Stage:
+    """Build a stage's engines into ``files``; one for all targets but Turing, which has its own."""
+    options = plan.options
+    engines, sources = {}, {}
+    for group in trt.engine_groups(plan.targets):
+        form = group[0] if group[0] in forms else ""
+        graph = forms[form].SerializeToString()
+        source = f"{stage}.{form}.onnx" if form else f"{stage}.onnx"
+        # TensorRT tunes for one GPU, whose name is not in the graph.
+        cache = CACHES / f"timing-{plan.version}-{group[0]}.bin"
+        profile = _profile(forms[form], options) if options.dynamic else None
+        built = trt.build_engine(
+            plan.runtime,
+            graph,
+            group,
+            options.precision,
+            profile,
+            cache if plan.runtime == "tensorrt" else None,
+        )
+        file = f"{stage}.{group[0]}{'+' if len(group) > 1 else ''}.engine"
+        files[source], files[file] = graph, built.data
+        engine = bundle.Engine(file, built.activation_bytes, built.weight_bytes)
+        engines.update(dict.fromkeys(group, engine))
+        sources.update(dict.fromkeys(group, source))
+        say(
+            f"  {file}: {len(built.data) / _MB:.1f} MB for {', '.join(group)}, activations "
+            f"{built.activation_bytes / _MB:.1f} MB, {built.seconds:.1f} s"
+        )
+    proto = forms[""]
+    return bundle.Stage(
+        inputs=_signature(proto.graph.input),
+        outputs=_signature(proto.graph.output),
+        onnx=sources,
+        engines=engines,
+    )
+
+
+def _signature(values: Any) -> dict[str, bundle.Tensor]:
+    import onnx
+
+    return {
+        v.name: bundle.Tensor(
+            dtype=str(onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type)),
+            shape=tuple(d.dim_value or -1 for d in v.type.tensor_type.shape.dim),
+        )
+        for v in values
+    }
+
+
+def _profile(graph: onnx.ModelProto, options: Options) -> trt.Profile:
+    """The least, best and greatest shape of every input with open dimensions."""
+    from engine.stages import open_axes
+
+    assert options.dynamic is not None
+    low, high = options.dynamic
+    sizes = ((low, low), options.size, (high, high))
+    profile = {}
+    for name, tensor in _signature(graph.graph.input).items():
+        shapes = []
+        for height, width in sizes:
+            given = {"h": height // 16, "w": width // 16, "n": height * width // 256}
+            shape = list(tensor.shape)
+            for axis, (dimension, factor) in open_axes(name).items():
+                shape[axis] = given[dimension] * factor
+            shapes.append(tuple(shape))
+        if -1 in tensor.shape:
+            profile[name] = (shapes[0], shapes[1], shapes[2])
+    return profile
+
+
+def cubins(
+    options: Options, targets: Sequence[str], objects: int, files: dict[str, bytes]
+) -> dict[str, dict[str, str]]:
+    """Compile the kernels of a frame into ``files``; returns target → op → launch JSON."""
+    from kernels import aot, tiles
+
+    precision = options.precision
+    wanted = {f"preprocess-{precision}", "mask_head-fp32"}
+    if options.read == "triton":
+        columns = tiles.value_block(precision, objects, aot.VALUE_DIM)
+        read = f"memory_read-{precision}-ck{aot.KEY_DIM}-cv{aot.VALUE_DIM}-v{columns}"
+        wanted |= {read, f"memory_read_merge-{precision}-cv{aot.VALUE_DIM}"}
+    found: dict[str, dict[str, str]] = {}
+    for target in targets:
+        if target not in tiles.SHARED_LIMIT:
+            raise BackendError(
+                f"the Triton kernels are not made for {target}; they are for "
+                f"{', '.join(tiles.SHARED_LIMIT)}. On this GPU use the backend onnx-cuda"
+            )
+        found[target] = {}
+        for variant in aot.variants(target):
+            if variant.name in wanted:
+                built = aot.compile_variant(variant, target)
+                stem = f"{variant.name}.{target}"
+                files[f"{stem}.cubin"] = built.cubin
+                text = json.dumps(aot.launch_metadata(built), indent=1) + "\n"
+                files[f"{stem}.json"] = text.encode()
+                found[target][variant.op] = f"{stem}.json"
+    return found
+
+
+def read_traffic(options: Options, objects: int) -> str:
+    """Bytes that the memory read moves: fused in the kernel, and as three nodes of a graph."""
+    from kernels.memory_read.roofline import count
+
+    work = count(options.precision, options.size[0] * options.size[1] // 256, 64, 64, objects, 2)
+    fused, eager = work.fused_bytes / _MB, work.eager_bytes / _MB
+    chosen = "the kernel" if options.read == "triton" else "the graph"
+    return f"{fused:.1f} MB in the kernel, {eager:.1f} MB as nodes of a graph; here: {chosen}"
+
+
+def versions() -> dict[str, str]:
+    """What the bundle was made with."""
+    packages = ("onnx", "onnxruntime", "onnxscript", "torch", "triton")
+    found = {p: importlib.metadata.version(p) for p in packages}
+    return {"mobilevos-engine": __version__, "python": platform.python_version(), **found}
+
+
+def _store_log(folder: Path, plan: _Plan, seconds: dict[str, float]) -> None:
+    """Durations, beside the bundle: in it they would change its hash."""
+    log = {
+        "bundle": folder.name,
+        "seconds": {k: round(v, 1) for k, v in seconds.items()},
+        "machine": f"{platform.system()} {platform.machine()}",
+        "runtime": f"{plan.runtime} {plan.version}",
+    }
+    path = folder.with_name(f"{folder.name}.log.json")
+    write_atomic(path, (json.dumps(log, indent=1) + "\n").encode())
+
+
+@contextmanager
+def _timed(what: str, seconds: dict[str, float], say: Say) -> Iterator[None]:
+    say(f"  {what} ...")
+    began = time.perf_counter()
+    yield
+    seconds[what] = time.perf_counter() - began
+    say(f"  {what}: {seconds[what]:.1f} s")
+
+
+def parse(argv: list[str] | None) -> tuple[Options, bool]:
+    """The options of the command line, and whether only the report is wanted."""
+    p = argparse.ArgumentParser(
+        prog="python -m engine.build",
+        description="Build TensorRT engines and GPU kernels. With TensorRT for RTX no GPU is "
+        "needed. The folder's hashes find corruption, not malice: load only bundles you trust.",
+    )
+    kind = p.add_mutually_exclusive_group()
+    for name in bundle.PRECISIONS:
+        kind.add_argument(
+            f"--{name}", dest="precision", action="store_const", const=name, help=_PRECISION[name]
+        )
+    p.add_argument("--model", nargs="+", default=[], choices=MODELS, help="default: all trained")
+    p.add_argument(
+        "--size", type=_size, default=SIZE, metavar="HxW", help="of the network (default: 480x864)"
+    )
+    p.add_argument(
+        "--objects", type=_objects, nargs="+", default=[1], metavar="K", help="buckets (default: 1)"
+    )
+    p.add_argument(
+        "--target", nargs="+", metavar="sm_86", help="default: this GPU's, or without one all"
+    )
+    p.add_argument("--runtime", choices=bundle.RUNTIMES, help="default: what is installed")
+    p.add_argument(
+        "--read", choices=READS, default="triton", help="the memory read: kernel, or in the graph"
+    )
+    p.add_argument(
+        "--dynamic",
+        type=_range,
+        metavar="MINxMAX",
+        help="one engine for all networks with sides from MIN to MAX, tuned for --size",
+    )
+    p.add_argument("--out", type=Path, default=bundle.DEFAULT_FOLDER, help="default: %(default)s")
+    p.add_argument("--weights", type=Path, default=FOLDER, metavar="DIR", help="of other models")
+    p.add_argument("--report", action="store_true", help="print costs and bounds, build nothing")
+    a = p.parse_args(argv)
+    if a.dynamic and not all(a.dynamic[0] <= side <= a.dynamic[1] for side in a.size):
+        p.error("--size must lie within --dynamic")
+    options = Options(
+        models=tuple(a.model),
+        precision=a.precision or "fp16",
+        size=a.size,
+        objects=tuple(sorted(set(a.objects))),
+        targets=tuple(a.target) if a.target else None,
+        runtime=a.runtime,
+        read=a.read,
+        dynamic=a.dynamic,
+        out=a.out,
+        weights=a.weights,
+    )
+    return options, a.report
+
+
+_PRECISION = {"fp16": "half precision (default)", "fp32": "single precision, without TF32"}
+
+
+def _sides(text: str, what: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    sides = tuple(int(x) for x in found.groups()) if found else ()
+    if len(sides) != 2 or any(s < 32 or s % 16 for s in sides):
+        raise argparse.ArgumentTypeError(f"'{text}' is not {what}, multiples of 16 from 32 on")
+    return sides[0], sides[1]
+
+
+def _size(text: str) -> tuple[int, int]:
+    return _sides(text, "HxW")
+
+
+def _range(text: str) -> tuple[int, int]:
+    low, high = _sides(text, "MINxMAX")
+    if low > high:
+        raise argparse.ArgumentTypeError(f"'{text}': MIN is above MAX")
+    return low, high
+
+
+def _objects(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if not 1 <= value <= 255:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of objects, 1 to 255")
+    return value
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Build or report; returns the exit code."""
+    options, report_only = parse(argv)
+    try:
+        if report_only:
+            report(options)
+        else:
+            build(options)
+    except (EngineError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,324 @@
+"""A bundle: all that the GPU runs of one model, in a folder with a manifest of hashes.
+
+``<model>-<HxW>-k<K>-<precision>-<runtime>/`` holds ``manifest.json``, the stages' ONNX graphs,
+their engines, and the kernels' cubins with the JSON that says how to launch them. Nothing in it is
+unpickled. The hashes find corruption, not malice: an engine and a cubin are executable content, so
+load only what you trust, or pin the manifest with ``expect_sha256``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.errors import ModelError
+from engine.files import make_folder, output_errors
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+#: Written into a finished bundle by ``python -m engine validate``; not part of what is hashed.
+VALIDATION = "validation.json"
+DEFAULT_FOLDER = Path("build/bundles")
+RUNTIMES = ("tensorrt-rtx", "tensorrt")
+PRECISIONS = ("fp16", "fp32")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of a stage: ``dtype`` as NumPy names it, ``shape`` (−1: dynamic)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One engine file. ``activation_bytes``: device memory that one execution needs besides inputs
+    and outputs; ``weight_bytes``: what the engine's weights take on the device (0: not told)."""
+
+    file: str
+    activation_bytes: int
+    weight_bytes: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: the ONNX graph that each target's engine was built from, and the engines.
+
+    Several targets may share a file.
+    """
+
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    onnx: dict[str, str]
+    engines: dict[str, Engine]
+
+
+@dataclass(frozen=True)
+class File:
+    """What a file of the bundle must be."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``manifest.json``.
+
+    model_sha256: of the ``.safetensors`` file. runtime: ``tensorrt-rtx`` or ``tensorrt``, with its
+    version. size: (H, W), the network's padded resolution, the largest if ``dynamic`` gives
+    ((h, w) least, (h, w) most). objects: K, the columns of the bucket. read: ``triton``, a kernel
+    between two engines, or ``graph``, one engine. targets: architectures as ``sm_86``.
+    kernels: target → op → the cubin's JSON. files: all files but the manifest and the validation.
+    """
+
+    model: str
+    model_sha256: str
+    precision: str
+    runtime: str
+    runtime_version: str
+    size: tuple[int, int]
+    objects: int
+    read: str
+    dynamic: tuple[tuple[int, int], tuple[int, int]] | None
+    targets: tuple[str, ...]
+    versions: dict[str, str]
+    stages: dict[str, Stage]
+    kernels: dict[str, dict[str, str]]
+    parity: dict[str, Any]
+    files: dict[str, File]
+    format: int = FORMAT
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return bundle_name(
+            self.model, self.size, self.objects, self.precision, self.runtime, self.read
+        )
+
+    def rebuild_command(self) -> str:
+        """The command that builds this bundle again."""
+        height, width = self.size
+        return (
+            f"python -m engine.build --{self.precision} --model {self.model} "
+            f"--size {height}x{width} --objects {self.objects} --runtime {self.runtime}"
+            + (" --read graph" if self.read == "graph" else "")
+        )
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files were checked."""
+
+    folder: Path
+    manifest: Manifest
+    sha256: str  # of manifest.json, and so of everything in it
+
+    def path(self, file: str) -> Path:
+        """Where a file of the manifest lies."""
+        return self.folder / file
+
+
+def bundle_name(
+    model: str, size: tuple[int, int], objects: int, precision: str, runtime: str, read: str
+) -> str:
+    """The folder's name, ``<model>-<HxW>-k<K>-<precision>-<runtime>``, ``-graph`` for that read."""
+    end = "-graph" if read == "graph" else ""
+    return f"{model}-{size[0]}x{size[1]}-k{objects}-{precision}-{runtime}{end}"
+
+
+def write_bundle(out: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
+    """Write ``files`` and the manifest, completed by their hashes, to ``out / manifest.name``.
+
+    The folder appears whole or not at all and replaces an earlier one. Returns it. Raises
+    OutputError if it cannot be written.
+    """
+    hashed = {n: File(hashlib.sha256(b).hexdigest(), len(b)) for n, b in sorted(files.items())}
+    complete = asdict(manifest) | {"files": {n: asdict(f) for n, f in hashed.items()}}
+    text = json.dumps(complete, indent=1, sort_keys=True) + "\n"
+    folder = out / manifest.name
+    make_folder(out)
+    with output_errors(folder):
+        work = Path(tempfile.mkdtemp(prefix=f".{manifest.name}.", dir=out))
+        try:
+            for name, data in files.items():
+                (work / name).write_bytes(data)
+            (work / MANIFEST).write_text(text, encoding="utf-8")
+            work.chmod(0o755)
+            old = Path(tempfile.mkdtemp(prefix=f".{manifest.name}.", dir=out))
+            if folder.exists():
+                folder.replace(old)  # an empty folder may be replaced, a full one may not
+            work.replace(folder)
+            shutil.rmtree(old, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+    return folder
+
+
+def load_bundle(folder: Path, expect_sha256: str | None = None) -> Bundle:
+    """Read a bundle and check it: format, names, sizes and hashes of all files.
+
+    ``expect_sha256`` (at least 12 hexadecimal digits) pins the manifest. Raises ModelError with
+    the command that builds the bundle anew.
+    """
+    path = folder / MANIFEST
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"'{folder}' is no bundle: {MANIFEST} cannot be read ({error.strerror}); "
+            "run: python -m engine.build --fp16"
+        ) from error
+    sha256 = hashlib.sha256(raw).hexdigest()
+    if expect_sha256 is not None:
+        wanted = expect_sha256.lower()
+        if not re.fullmatch(r"[0-9a-f]{12,64}", wanted):
+            raise ModelError(
+                f"'{expect_sha256}' is no SHA-256; give 12 to 64 hexadecimal digits of it"
+            )
+        if not sha256.startswith(wanted):
+            raise ModelError(
+                f"'{path}' has the SHA-256 {sha256}, not the expected {expect_sha256}; it is "
+                "another build, or was changed: get the right bundle or correct the expectation"
+            )
+    manifest = parse_manifest(raw, path)
+    _check_files(folder, manifest)
+    return Bundle(folder, manifest, sha256)
+
+
+def parse_manifest(raw: bytes, path: Path) -> Manifest:
+    """Make a Manifest of a file's bytes; raises ModelError if it is of another form or version."""
+    try:
+        data = json.loads(raw)
+        found = data.get("format")
+    except (ValueError, AttributeError) as error:
+        raise ModelError(_damaged(path, "it is not JSON")) from error
+    if found != FORMAT:
+        raise ModelError(
+            f"'{path}' has format {found}, this version reads {FORMAT}; "
+            "build it again: python -m engine.build"
+        )
+    try:
+        stages = {
+            name: Stage(
+                inputs=_tensors(stage["inputs"]),
+                outputs=_tensors(stage["outputs"]),
+                onnx=dict(stage["onnx"]),
+                engines={t: Engine(**e) for t, e in stage["engines"].items()},
+            )
+            for name, stage in data["stages"].items()
+        }
+        files = {name: File(**f) for name, f in data["files"].items()}
+        dynamic = data["dynamic"] and tuple((int(h), int(w)) for h, w in data["dynamic"])
+        height, width = data["size"]
+        manifest = Manifest(
+            **data
+            | {
+                "stages": stages,
+                "files": files,
+                "dynamic": dynamic,
+                "size": (int(height), int(width)),
+                "targets": tuple(data["targets"]),
+            }
+        )
+        named = [*files]
+        for stage in stages.values():
+            named += [*stage.onnx.values(), *(e.file for e in stage.engines.values())]
+        for ops in manifest.kernels.values():
+            named += ops.values()
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(_damaged(path, f"{type(error).__name__}: {error}")) from error
+    for name in named:
+        # A plain file name cannot lead out of the folder, on any system.
+        if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
+            raise ModelError(_damaged(path, f"it names the file {name!r}, which is not plain"))
+        if name not in files:
+            raise ModelError(_damaged(path, f"it uses the file '{name}' without its hash"))
+    return manifest
+
+
+def _damaged(path: Path, reason: str) -> str:
+    return f"'{path}' is damaged ({reason}); build the bundle again: python -m engine.build --fp16"
+
+
+def _tensors(data: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {n: Tensor(str(t["dtype"]), tuple(map(int, t["shape"]))) for n, t in data.items()}
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    """Raise ModelError unless the folder holds exactly the manifest's files with their hashes."""
+    remedy = f"build it again: {manifest.rebuild_command()}"
+    there = {p.name for p in folder.iterdir()}
+    extra = sorted(there - {*manifest.files, MANIFEST, VALIDATION})
+    if extra:
+        raise ModelError(
+            f"'{folder}' holds '{extra[0]}', which its manifest does not name; "
+            f"remove it, or {remedy}"
+        )
+    for name, file in manifest.files.items():
+        path = folder / name
+        if path.is_symlink() or not path.is_file():
+            raise ModelError(f"'{path}' is missing or no plain file; {remedy}")
+        size = path.stat().st_size
+        if size != file.bytes:
+            raise ModelError(f"'{path}' has {size} bytes instead of {file.bytes}; {remedy}")
+        if file_sha256(path) != file.sha256:
+            raise ModelError(f"'{path}' is damaged: its SHA-256 is not the manifest's; {remedy}")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def find_bundle(
+    model: str,
+    size: tuple[int, int],
+    objects: int = 1,
+    precision: str | None = None,
+    runtime: str | None = None,
+    folder: Path = DEFAULT_FOLDER,
+) -> Path:
+    """The folder of the bundle that fits best; its files are not checked.
+
+    size: (H, W), the network's padded resolution (``Geometry.padded``), which must be the bundle's
+    or lie in its range. Of several, the smallest bucket that holds ``objects`` wins, then fp16,
+    then TensorRT, which was tuned on this machine's GPU, then the kernel over the graph.
+
+    Raises ModelError that names the command that builds it.
+    """
+    found = []
+    for path in sorted(folder.glob(f"{model}-*/{MANIFEST}")) if folder.is_dir() else []:
+        with contextlib.suppress(ModelError, OSError):
+            m = parse_manifest(path.read_bytes(), path)
+            fits = m.model == model and m.objects >= objects and _takes(m, size)
+            if fits and precision in (None, m.precision) and runtime in (None, m.runtime):
+                rank = (m.precision != "fp16", m.runtime != "tensorrt", m.read != "triton")
+                found.append((m.objects, *rank, path.parent))
+    if not found:
+        bucket = 1 << max(0, objects - 1).bit_length()
+        raise ModelError(
+            f"no bundle for {model} at {size[0]}x{size[1]} with {objects} object(s) in '{folder}'; "
+            f"run: python -m engine.build --{precision or 'fp16'} --model {model} "
+            f"--size {size[0]}x{size[1]} --objects {bucket}"
+            + (f" --runtime {runtime}" if runtime else "")
+        )
+    return min(found)[-1]
+
+
+def _takes(manifest: Manifest, size: tuple[int, int]) -> bool:
+    if manifest.dynamic is None:
+        return manifest.size == size
+    low, high = manifest.dynamic
+    return all(a <= s <= b for a, s, b in zip(low, size, high, strict=True))

@@ -1,0 +1,322 @@
+"""ONNX graphs to engines, by TensorRT for RTX or by the full TensorRT: one API for both.
+
+``tensorrt-rtx`` builds on any machine, for GPUs that need not be there: an engine holds what is
+compiled for the GPU at hand when it is first loaded. ``tensorrt`` (10.12 or newer) tunes on the GPU
+in the machine, for that GPU. Precision lies in the graph: both build strongly typed.
+
+An engine is built in a fresh process, ``python -m engine.trt``. TensorRT orders an engine's outputs
+by their addresses, so that the same graph gives other bytes after other work, and a failed build
+leaves a trace in the next; in a fresh process the same graph gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.errors import BackendError, EngineError, InputError, MissingExtraError
+
+PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+#: What TensorRT for RTX builds for; sm_90 and sm_100 need the full TensorRT on the GPU itself.
+RTX_TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120")
+TURING = "sm_75"
+OLDEST = (10, 12)
+_MEMORY = {
+    "activation_bytes": re.compile(r"Total Activation Memory: (\d+) bytes"),
+    "weight_bytes": re.compile(r"Total Weights Memory: (\d+) bytes"),
+}
+
+#: Input name → least, best and greatest shape.
+Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A serialised engine. Bytes of device memory as TensorRT told them, 0 if it did not."""
+
+    data: bytes
+    activation_bytes: int
+    weight_bytes: int
+    seconds: float
+
+
+def choose_runtime(name: str | None) -> tuple[str, str]:
+    """The flavour to build with, and why: ``name``, or what is installed.
+
+    Raises MissingExtraError if it, or any, is not installed.
+    """
+    installed = [n for n, p in PACKAGES.items() if importlib.util.find_spec(p)]
+    if name is not None:
+        if name not in PACKAGES:
+            raise InputError(f"unknown runtime '{name}'; choose one of: {', '.join(PACKAGES)}")
+        if name not in installed:
+            raise MissingExtraError(f"--runtime {name}", PACKAGES[name], "gpu")
+        return name, "asked for"
+    if not installed:
+        raise MissingExtraError("building engines", PACKAGES["tensorrt-rtx"], "gpu")
+    if len(installed) == 1:
+        return installed[0], "the one that is installed"
+    if device_target() is None:
+        return "tensorrt-rtx", "both are installed, and without a GPU only this one builds"
+    return "tensorrt", "both are installed, and this one tunes on the GPU in this machine"
+
+
+def load(runtime: str) -> Any:
+    """Import a flavour's module.
+
+    Raises MissingExtraError, or BackendError for a version that is too old or does not load.
+    """
+    package = PACKAGES[runtime]
+    try:
+        module = importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"runtime '{runtime}'", str(error.name), "gpu") from error
+    except (ImportError, OSError) as error:
+        raise BackendError(
+            f"the package '{package}' does not load ({_one_line(error)}); "
+            f"reinstall it: pip install --force-reinstall {package.replace('_', '-')}"
+        ) from error
+    if runtime == "tensorrt":
+        version = tuple(int(part) for part in re.findall(r"\d+", module.__version__)[:2])
+        if version < OLDEST:
+            raise BackendError(
+                f"TensorRT {module.__version__} is installed, but 10.12 or newer is needed; "
+                "run: pip install 'tensorrt>=10.12'"
+            )
+    return module
+
+
+def device_target() -> str | None:
+    """The architecture of the first GPU in this machine, ``sm_86``; None without one."""
+    try:
+        from cuda.bindings import driver
+    except ImportError:
+        return None
+    try:
+        if driver.cuInit(0)[0] != 0:
+            return None
+        error, device = driver.cuDeviceGet(0)
+        if error != 0:
+            return None
+        attribute = driver.CUdevice_attribute
+        major = driver.cuDeviceGetAttribute(
+            attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device
+        )[1]
+        minor = driver.cuDeviceGetAttribute(
+            attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device
+        )[1]
+    except RuntimeError:  # cuda-python raises this where there is no driver library
+        return None
+    return f"sm_{major}{minor}"
+
+
+def choose_targets(runtime: str, wanted: Sequence[str] | None) -> tuple[tuple[str, ...], str]:
+    """The architectures to build for, in ascending order, and why.
+
+    Raises InputError for a target that the flavour cannot build, BackendError without a GPU where
+    one is needed.
+    """
+    here = device_target()
+    if runtime == "tensorrt":
+        if here is None:
+            raise BackendError(
+                "TensorRT builds on the GPU that will run the engine, and there is none here "
+                "(no driver or no device); on this machine use --runtime tensorrt-rtx"
+            )
+        if wanted and set(wanted) != {here}:
+            raise InputError(
+                f"TensorRT builds for the GPU in this machine, {here}, only; leave --target out, "
+                "or use --runtime tensorrt-rtx"
+            )
+        return (here,), "the GPU in this machine"
+    if not wanted:
+        if here is None:
+            return RTX_TARGETS, "no GPU here: all that TensorRT for RTX builds for"
+        if here in RTX_TARGETS:
+            return (here,), "the GPU in this machine"
+        wanted = [here]
+    for target in wanted:
+        if target not in RTX_TARGETS:
+            raise InputError(
+                f"TensorRT for RTX does not build for '{target}'; it builds for "
+                f"{', '.join(RTX_TARGETS)}. Others, such as Hopper (sm_90), need "
+                "--runtime tensorrt on the GPU itself"
+            )
+    return tuple(t for t in RTX_TARGETS if t in wanted), "asked for"
+
+
+def engine_groups(targets: Sequence[str]) -> list[tuple[str, ...]]:
+    """Which targets share an engine: all but Turing, which would slow it down for the others.
+
+    https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix.html
+    """
+    groups = [tuple(t for t in targets if t != TURING), tuple(t for t in targets if t == TURING)]
+    return [g for g in groups if g]
+
+
+def build_engine(
+    runtime: str,
+    graph: bytes,
+    targets: Sequence[str],
+    precision: str,
+    profile: Profile | None = None,
+    timing_cache: Path | None = None,
+) -> Plan:
+    """Build an engine of a serialised ONNX graph, in a process of its own.
+
+    timing_cache: the full TensorRT's, read and written. Raises BackendError with TensorRT's reason.
+    """
+    root = Path(__file__).parents[1]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "graph.onnx").write_bytes(graph)
+        request = {
+            "runtime": runtime,
+            "targets": list(targets),
+            "precision": precision,
+            "profile": profile,
+            "timing_cache": str(timing_cache.absolute()) if timing_cache else None,
+        }
+        (Path(folder) / "request.json").write_text(json.dumps(request))
+        paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+        # The child's memory must not depend on where the files lie: it works in their folder.
+        run = subprocess.run(
+            [sys.executable, "-m", "engine.trt"],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "0"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if run.returncode != 0:
+            lines = run.stderr.strip().splitlines() or [f"it ended with code {run.returncode}"]
+            raise BackendError(
+                f"{runtime} cannot build for {', '.join(targets)}: "
+                + lines[-1].removeprefix("error: ")
+            )
+        told = json.loads((Path(folder) / "told.json").read_text())
+        return Plan(data=(Path(folder) / "engine").read_bytes(), **told)
+
+
+def build_plan(
+    trt: Any,
+    runtime: str,
+    graph: bytes,
+    targets: Sequence[str],
+    precision: str,
+    profile: Profile | None = None,
+    timing_cache: Path | None = None,
+) -> Plan:
+    """Build with the module ``trt`` in this process; see :func:`build_engine`."""
+    began = time.perf_counter()
+    log = _make_log(trt)
+    builder = trt.Builder(log)
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # implied from 11 on
+    network = builder.create_network(0 if flag is None else 1 << int(flag))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(graph):
+        reasons = [str(parser.get_error(i)) for i in range(parser.num_errors)]
+        raise BackendError(_one_line("; ".join(reasons)) or "the ONNX parser gave no reason")
+    config = builder.create_builder_config()
+    if precision == "fp32":
+        config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is asked for where 10 bits do not do
+    cache = None
+    if runtime == "tensorrt-rtx":
+        # Without it the runtime allocates while it runs, and no CUDA graph can be captured.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+        config.num_compute_capabilities = len(targets)
+        for i, target in enumerate(targets):
+            name = target.replace("sm_", "SM")
+            config.set_compute_capability(getattr(trt.ComputeCapability, name), i)
+    elif timing_cache is not None:
+        known = timing_cache.read_bytes() if timing_cache.is_file() else b""
+        cache = config.create_timing_cache(known)
+        config.set_timing_cache(cache, False)
+    if profile:
+        shapes = builder.create_optimization_profile()
+        for name, (least, best, most) in profile.items():
+            shapes.set_shape(name, least, best, most)
+        config.add_optimization_profile(shapes)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise BackendError(_one_line(log.worst()) or "TensorRT gave no reason")
+    if cache is not None and timing_cache is not None:
+        from engine.files import make_folder, write_atomic
+
+        make_folder(timing_cache.parent)
+        write_atomic(timing_cache, bytes(config.get_timing_cache().serialize()))
+    told = {name: log.number(pattern) for name, pattern in _MEMORY.items()}
+    return Plan(bytes(plan), seconds=time.perf_counter() - began, **told)
+
+
+def _make_log(trt: Any) -> Any:
+    """A logger that keeps what TensorRT says; its base class is known only at run time."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.lines: list[tuple[Any, str]] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            self.lines.append((severity, message))
+
+        def worst(self) -> str:
+            """The first error, or the last line of all."""
+            bad = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
+            errors = [text for severity, text in self.lines if severity in bad]
+            return errors[0] if errors else (self.lines[-1][1] if self.lines else "")
+
+        def number(self, pattern: re.Pattern[str]) -> int:
+            """The last number that a line gave, or 0."""
+            found = [m for _, text in self.lines if (m := pattern.search(text))]
+            return int(found[-1].group(1)) if found else 0
+
+    return Log()
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """What a build's process runs: ``request.json`` and ``graph.onnx`` → ``engine``."""
+    argparse.ArgumentParser(prog="python -m engine.trt", description=__doc__).parse_args(argv)
+    request = json.loads(Path("request.json").read_text())
+    cache = request["timing_cache"]
+    try:
+        trt = load(request["runtime"])
+        plan = build_plan(
+            trt,
+            request["runtime"],
+            Path("graph.onnx").read_bytes(),
+            request["targets"],
+            request["precision"],
+            request["profile"],
+            Path(cache) if cache else None,
+        )
+    except EngineError as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return error.exit_code
+    Path("engine").write_bytes(plan.data)
+    told = {
+        "activation_bytes": plan.activation_bytes,
+        "weight_bytes": plan.weight_bytes,
+        "seconds": plan.seconds,
+    }
+    Path("told.json").write_text(json.dumps(told))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
