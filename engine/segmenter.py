@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from engine import runtime
 from engine.background import prefetch
+from engine.bundle import DEFAULT_FOLDER
 from engine.errors import InputError, StateError
 from engine.frames import (
     Geometry,
@@ -81,7 +82,7 @@ class Segmenter:
         weights: Path | str = FOLDER,
         memory: str = "finite",
         output: str = "numpy",
-        bundles: Path | str = runtime.BUNDLES,
+        bundles: Path | str = DEFAULT_FOLDER,
         expect_sha256: str | None = None,
     ) -> Segmenter:
         """Load a model into a backend.

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 from doubles.machine import Machine, Misuse, newest, shuffled
-from doubles.rig import Rig, rigged, toy_bundle, write_kernels
+from doubles.rig import MODEL, Made, Rig, rigged, toy_bundle
 
 import engine.runtime.cuda as cuda_source
+from engine import runtime
 from engine.errors import BackendError, InputError, ModelError
 from engine.frames import plan
 from engine.runtime.base import StepInput
@@ -37,17 +38,10 @@ ORDERS: dict[str, Callable[[], Machine]] = {
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the real cubins of one architecture."""
-    folder = tmp_path_factory.mktemp("kernels")
-    write_kernels(folder)
-    return folder
-
-
-@pytest.fixture
-def toys(kernels: Path) -> list[Any]:
+def toys(tmp_path_factory: pytest.TempPathFactory) -> list[Made]:
     """Bundles for 1, 2 and 4 objects whose engines are no networks."""
-    return [toy_bundle(kernels, k, SIZE) for k in (1, 2, 4)]
+    out = tmp_path_factory.mktemp("bundles")
+    return [toy_bundle(out, k, SIZE) for k in (1, 2, 4)]
 
 
 def video(count: int, seed: int = 0, size: tuple[int, int] = SIZE) -> list[np.ndarray]:
@@ -150,9 +144,10 @@ def scenario(rig: Rig, source: ModuleType = cuda_source) -> list[np.ndarray]:
     return answers
 
 
-@functools.cache
-def answers_in_order(folder: Path) -> list[np.ndarray]:
-    with rigged([toy_bundle(folder, k, SIZE) for k in (1, 2, 4)], Machine(ahead=True)) as rig:
+@pytest.fixture(scope="module")
+def want(toys: list[Made]) -> list[np.ndarray]:
+    """What the scenario answers if all work is done in the order in which it was given."""
+    with rigged(toys, Machine(ahead=True)) as rig:
         return scenario(rig)
 
 
@@ -164,8 +159,7 @@ def agrees(got: list[np.ndarray], want: list[np.ndarray]) -> bool:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_every_order_that_the_events_allow_gives_the_same(kernels, toys, order):
-    want = answers_in_order(kernels)
+def test_every_order_that_the_events_allow_gives_the_same(toys, want, order):
     masks = [a for a in want if a.shape == SIZE]
     assert len({m.tobytes() for m in masks}) > 15, "the masks depend on the frames"
     with rigged(toys, ORDERS[order]()) as rig:
@@ -210,7 +204,7 @@ CONTROLS = [(s, None) for s in (cuda_source, arrays, pool)]
     MUTANTS + CONTROLS,
     ids=[f"{s.__name__.split('.')[-1]}:{n or 'control'}" for s, n in MUTANTS + CONTROLS],
 )
-def test_a_removed_wait_is_caught(kernels, toys, monkeypatch, source, line):
+def test_a_removed_wait_is_caught(toys, want, monkeypatch, source, line):
     """Every wait in the source is needed: without it some order goes wrong. A control has all."""
     mutant = without(source, line)
     backend = mutant if source is cuda_source else cuda_source
@@ -218,7 +212,6 @@ def test_a_removed_wait_is_caught(kernels, toys, monkeypatch, source, line):
         for user in (cuda_source, pool, arrays):
             if getattr(user, name, None) is getattr(source, name, mutant):
                 monkeypatch.setattr(user, name, getattr(mutant, name))
-    want = answers_in_order(kernels)
 
     def wrong(order: Callable[[], Machine]) -> bool:
         with rigged(toys, order()) as rig:
@@ -328,9 +321,9 @@ def test_two_videos_at_once_do_not_mix(toys):
 @pytest.mark.parametrize(("precision", "read", "size"), [
     ("fp16", "triton", (48, 80)), ("fp32", "graph", SIZE), ("fp16", "graph", (48, 80)),
 ])  # fmt: skip
-def test_where_engines_cannot_write_into_slots_they_are_copied(kernels, precision, read, size):
+def test_where_engines_cannot_write_into_slots_they_are_copied(tmp_path, precision, read, size):
     """15 positions in fp16 begin off TensorRT's alignment; one engine must not write its input."""
-    with rigged([toy_bundle(kernels, 1, size, precision, read)]) as rig, load(rig) as seg:
+    with rigged([toy_bundle(tmp_path, 1, size, precision, read)]) as rig, load(rig) as seg:
         frames = video(5, size=size)
         masks = list(seg.segment(frames, squares(1, size=size)))
         assert len({m.tobytes() for m in masks}) > 3
@@ -372,7 +365,11 @@ def test_out_of_memory_says_for_what_and_leaks_nothing(toys, share):
     (lambda rig: rig.driver.answers.update(cuInit=100), BackendError, "no usable GPU"),
     (lambda rig: setattr(rig.driver, "version", 11080), BackendError, "it knows CUDA 11.8"),
     (lambda rig: rig.tensorrt.graphs.clear(), ModelError, "cannot load .*engine.*another version"),
-    (lambda rig: setattr(rig.driver, "capability", (7, 5)), ModelError, "sm_75"),
+    (
+        lambda rig: setattr(rig.driver, "capability", (7, 5)),
+        ModelError,
+        r"built for sm_86, but NVIDIA Stand-in is sm_75; .* python -m engine.build --fp32 --model",
+    ),
     (lambda rig: rig.driver.answers.update(cuLibraryLoadData=209), ModelError, "NO_BINARY_FOR_GPU"),
     (lambda rig: rig.driver.answers.update(cuStreamCreate=999), BackendError, "UNKNOWN"),
 ])  # fmt: skip
@@ -390,9 +387,9 @@ def test_a_gpu_that_cannot_run_it_is_told_in_one_line(toys, change, error, text)
 def test_sizes_and_objects_that_nothing_is_built_for(toys):
     with rigged(toys) as rig, load(rig) as seg:
         frame = video(1, size=(64, 64))[0]
-        with pytest.raises(BackendError, match=r"build --fp16 --size 64x64"):
+        with pytest.raises(ModelError, match=r"no bundle .* at 64x64 .*build .*--size 64x64"):
             seg.start(frame, squares(1, size=(64, 64)))
-        with pytest.raises(BackendError, match=r"5 objects, but .* holds 4; .*--objects 8"):
+        with pytest.raises(ModelError, match=r"with 5 object.*--size 64x96 --objects 8"):
             seg.start(video(1)[0], squares(1, 2, 3, 4, 5))
         seg.start(video(1)[0], squares(1))  # and goes on
 
@@ -513,21 +510,57 @@ def test_a_mask_by_dlpack_is_a_tensor_without_a_copy(toys, monkeypatch):
         assert not arrays._held
 
 
-def test_the_runtime_cache_lies_beside_the_bundle(kernels, tmp_path):
-    folder = tmp_path / "bundle"
-    folder.mkdir()
-    for file in kernels.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    before = sorted(folder.iterdir())
-    bundle = toy_bundle(folder, 1, SIZE)
-    with rigged([bundle]) as rig:
+def test_the_runtime_cache_lies_beside_the_bundle(tmp_path):
+    made = toy_bundle(tmp_path, 1, SIZE)
+    before = sorted(made.folder.iterdir())
+    with rigged([made]) as rig:
         for _ in range(2):
             with load(rig) as seg:
                 seg.start(video(1)[0], squares(1))
-    assert sorted(folder.iterdir()) == before, "what is hashed stays as it was"
+    assert sorted(made.folder.iterdir()) == before, "what is hashed stays as it was"
     (cache,) = [p for p in tmp_path.iterdir() if p.is_file()]
-    assert cache.name == "bundle.sm_86.000000000000.cache"
+    assert cache.name.startswith(f"{made.folder.name}.sm_86.") and cache.suffix == ".cache"
     assert cache.read_bytes() == b"compiled kernels"
+
+
+def test_the_users_way(toys):
+    """By ``Segmenter.load`` and ``auto``: hashes are checked, bundles pinned, devices released."""
+    import hashlib
+
+    manifest = (toys[0].folder / "manifest.json").read_bytes()
+    pin = hashlib.sha256(manifest).hexdigest()
+    with rigged(toys) as rig:
+        assert runtime.choose("auto", MODEL, rig.bundles)[0] == "tensorrt-rtx"
+        with Segmenter.load(bundles=rig.bundles, expect_sha256=pin) as seg:
+            assert seg.backend == "tensorrt-rtx"
+            seg.start(video(1)[0], squares(1))
+            with pytest.raises(ModelError, match="not the expected"):
+                seg.step(video(1)[0], squares(2))
+        assert not any(rig.machine.live().values()), rig.machine.live()
+        why = runtime.choose("auto", "mobilevos-resnet18", rig.bundles)[1]
+        assert "run: python -m engine.build --fp16 --model mobilevos-resnet18" in why
+
+
+@pytest.mark.parametrize(("changes", "text"), [
+    ({"model_sha256": "0" * 64}, "built of other weights of mobilevos-mobilenetv2"),
+    ({"dynamic": ((64, 64), (96, 96))}, "open sizes"),
+])  # fmt: skip
+def test_bundles_that_are_refused(toys, tmp_path, changes, text):
+    made = toy_bundle(tmp_path, 1, SIZE, **changes)
+    with rigged([made]) as rig:
+        backend = Segmenter.load(backend="tensorrt-rtx", bundles=rig.bundles)
+        with backend as seg, pytest.raises(ModelError, match=text):
+            seg.start(video(1)[0], squares(1))
+        assert not any(rig.machine.live().values()), rig.machine.live()
+
+
+def test_a_damaged_engine_is_refused_before_it_is_loaded(tmp_path):
+    made = toy_bundle(tmp_path, 1, SIZE)
+    with rigged([made]) as rig, load(rig) as seg:
+        engine = next(made.folder.glob("*.engine"))
+        engine.write_bytes(engine.read_bytes()[:-1])
+        with pytest.raises(ModelError, match="bytes instead of"):
+            seg.start(video(1)[0], squares(1))
 
 
 def test_step_input_of_a_plan_fills_empty_columns():

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from doubles.rig import network_bundle, rigged, write_kernels
+from doubles.rig import network_bundle, rigged
 from PIL import Image
 
 from engine import runtime
@@ -21,14 +21,12 @@ SIZE = (64, 96)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("network")
-    write_kernels(made)
-    return made
+    return tmp_path_factory.mktemp("network")
 
 
 @pytest.fixture(scope="module")
 def fp32(folder: Path) -> list[Any]:
-    return [network_bundle(folder, k, SIZE) for k in (2, 4)]
+    return [network_bundle(folder / "fp32", k, SIZE) for k in (2, 4)]
 
 
 @pytest.fixture
@@ -88,7 +86,7 @@ def test_masks_are_the_references(fp32, film, reference):
 def test_half_precision(folder, film, reference):
     frames, mask = film
     want = list(reference.segment(frames, mask))
-    bundle = network_bundle(folder, 1, SIZE, "fp16")
+    bundle = network_bundle(folder / "fp16", 1, SIZE, "fp16")
     with rigged([bundle]) as rig, Segmenter(rig.backend(), MODEL, "h") as seg:
         got = list(seg.segment(frames, mask))
         assert seg._backend.memory()[0].dtype == np.float32
@@ -100,7 +98,7 @@ def test_half_precision(folder, film, reference):
 def test_one_engine_with_the_read_inside(folder, film, reference):
     frames, mask = film[0][:8], film[1]
     want = list(reference.segment(frames, mask))
-    bundle = network_bundle(folder, 1, SIZE, read="graph")
+    bundle = network_bundle(folder / "graph", 1, SIZE, read="graph")
     with rigged([bundle]) as rig, Segmenter(rig.backend(), MODEL, "h") as seg:
         assert overlap(list(seg.segment(frames, mask)) * 3, want * 3) >= 0.999
 

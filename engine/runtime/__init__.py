@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from engine.bundle import DEFAULT_FOLDER
 from engine.errors import BackendError, EngineError, MissingExtraError
 from engine.runtime.base import Backend
 from engine.weights import FOLDER, find
@@ -12,10 +13,9 @@ from engine.weights import FOLDER, find
 #: In the order in which ``auto`` prefers them; it never takes ``reference``.
 GPU_BACKENDS = ("tensorrt-rtx", "tensorrt", "onnx-cuda")
 BACKENDS = ("cpu", *GPU_BACKENDS, "reference")
-BUNDLES = Path("build/bundles")
 
 
-def status(model: str | None = None, bundles: Path = BUNDLES) -> dict[str, str]:
+def status(model: str | None = None, bundles: Path = DEFAULT_FOLDER) -> dict[str, str]:
     """Why each backend can or cannot run ``model`` here; an empty text means that it can.
 
     Without a model, any bundle will do for the backends that need one.
@@ -44,7 +44,9 @@ def _why_not(backend: str, model: str | None, bundles: Path) -> str:
     return ""
 
 
-def choose(backend: str, model: str | None = None, bundles: Path = BUNDLES) -> tuple[str, str]:
+def choose(
+    backend: str, model: str | None = None, bundles: Path = DEFAULT_FOLDER
+) -> tuple[str, str]:
     """Resolve ``auto`` for a model; returns the backend's name and the reason for it.
 
     Raises BackendError for a name that is not in :data:`BACKENDS`.
@@ -72,7 +74,7 @@ def create(
     model: str,
     folder: Path = FOLDER,
     threads: int = 0,
-    bundles: Path = BUNDLES,
+    bundles: Path = DEFAULT_FOLDER,
     expect_sha256: str | None = None,
 ) -> Backend:
     """Load ``model`` from ``folder`` into a backend; ``threads`` of 0 means one a core.

@@ -28,7 +28,7 @@ from engine.runtime.gpu import arrays
 from engine.runtime.gpu.driver import Scope
 from engine.runtime.gpu.plan import Plan, Side, stage_range
 from engine.runtime.gpu.pool import Pool, PoolShape, fetch
-from engine.runtime.gpu.program import Library
+from engine.runtime.gpu.program import Library, Program
 
 F32 = NDArray[np.float32]
 
@@ -51,6 +51,7 @@ class CudaBackend:
         self.ready, self.computed, self.done, self.produced = (
             self._scope.event() for _ in range(4)
         )
+        self._program: Program | None = None  # of the bucket in use
         self._pool: Pool | None = None
         self._plan: Plan | None = None
         self._objects = self._slots = 0
@@ -61,14 +62,17 @@ class CudaBackend:
 
     def open(self, geometry: Geometry) -> None:
         self.device.use()
-        self.library.check(geometry)
+        self.library.find(geometry, 1)
         self._drop_plan()
         self._drop_pool()
         self.geometry = geometry
 
     def arrange(self, columns: Sequence[int], slots: int) -> None:
         self.device.use()
-        program = self.library.program(self.geometry, len(columns))
+        # What is in memory is of one precision: other buckets must be of the same.
+        precision = self._program.precision if self._pool and self._program else None
+        program = self.library.program(self.geometry, max(len(columns), 1), precision)
+        self._program = program
         shape = PoolShape(
             program.pool_slots(slots),
             program.objects,
@@ -102,7 +106,8 @@ class CudaBackend:
 
     def step(self, task: StepInput) -> Any:
         self.device.use()
-        plan, expected, self._expected = self._planned(task), self._expected, None
+        expected, self._expected = self._expected, None
+        plan = self._planned(task)
         side, other = plan.sides[task.write], plan.sides[1 - task.write]
         with self._borrowing() as scope, stage_range("frame"):
             staged, self._staged = self._staged, None
@@ -152,10 +157,10 @@ class CudaBackend:
         reads = task.slots.shape[1]
         if self._plan is not None and self._plan.reads != reads:
             self._drop_plan()
+        assert self._program and self._pool, "arrange comes before step"
+        self._program.check(task.slots)
         if self._plan is None:
-            assert self._pool is not None, "arrange comes before step"
-            program = self.library.program(self.geometry, self._objects)
-            self._plan = Plan(self.device, program, self._pool, self.geometry, reads)
+            self._plan = Plan(self.device, self._program, self._pool, self.geometry, reads)
         return self._plan
 
     def _stage(self, frame: Any, side: Side) -> None:

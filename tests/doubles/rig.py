@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import cuda.bindings
@@ -18,10 +19,21 @@ from doubles import cuda_driver, rtx
 from doubles.code import Code
 from doubles.machine import Machine
 from doubles.rtx import Graph, Tensor, Toy
+from engine import bundle
+from engine.weights import find
 from kernels import aot
 
 ARCH = "sm_86"
 FLAVOUR = "tensorrt-rtx"
+MODEL = "mobilevos-mobilenetv2"
+WEIGHTS = bundle.file_sha256(find(MODEL)[0])
+
+
+class Made(NamedTuple):
+    """A bundle's folder, and what its engines do, by stage."""
+
+    folder: Path
+    graphs: dict[str, Any]
 
 
 @dataclass
@@ -31,7 +43,13 @@ class Rig:
     machine: Machine
     driver: cuda_driver.Driver
     tensorrt: rtx.Module
-    bundles: list[Any]
+    bundles: Path
+
+    def load(self, **options: Any) -> Any:
+        """A segmenter, by the way that users take."""
+        from engine.segmenter import Segmenter
+
+        return Segmenter.load(MODEL, FLAVOUR, bundles=self.bundles, **options)
 
     def backend(self, **options: Any) -> Any:
         """A new backend of the real source."""
@@ -45,74 +63,97 @@ class Rig:
         from engine.runtime.gpu.tensorrt import TensorRT
 
         device = Device()
-        return Library(device, TensorRT(FLAVOUR, device), self.bundles)
+        return Library(device, TensorRT(FLAVOUR, device), MODEL, self.bundles, WEIGHTS)
 
 
 @contextlib.contextmanager
 def rigged(
-    bundles: Sequence[Any], machine: Machine | None = None, interpreter: Any = None
+    bundles: Sequence[Made], machine: Machine | None = None, interpreter: Any = None
 ) -> Iterator[Rig]:
     """Put the stand-ins in the place of ``cuda.bindings.driver`` and ``tensorrt_rtx``."""
     machine = machine or Machine()
     code, tensorrt = Code(machine, interpreter), rtx.Module(machine)
-    for bundle in bundles:
-        code.learn(bundle.folder)
-        for stage, graph in bundle.graphs.items():
-            tensorrt.learn(bundle.engine(stage, ARCH)[1], graph)
+    for made in bundles:
+        code.learn(made.folder)
+        stages = bundle.load_bundle(made.folder).manifest.stages
+        for stage, graph in made.graphs.items():
+            file = made.folder / stages[stage].engines[ARCH].file
+            tensorrt.learn(file.read_bytes(), graph)
     driver = cuda_driver.Driver(machine, code)
     with (
         mock.patch.object(cuda.bindings, "driver", driver, create=True),
         mock.patch.dict(sys.modules, {"tensorrt_rtx": tensorrt}),
         mock.patch("engine.runtime.gpu.driver.need_driver", lambda: None),
+        mock.patch("engine.runtime.gpu.find_module", lambda name: True),
     ):
-        yield Rig(machine, driver, tensorrt, list(bundles))
+        yield Rig(machine, driver, tensorrt, bundles[0].folder.parent)
 
 
-@dataclass
-class FakeBundle:
-    """What the runtime asks of a bundle, without engines that only a GPU could load."""
-
-    folder: Path
-    graphs: dict[str, Any]
-    objects: int
-    size: tuple[int, int]
-    precision: str = "fp32"
-    read: str = "triton"
-    sha256: str = "0" * 64
-    manifest: Any = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.manifest = SimpleNamespace(
-            objects=self.objects,
-            size=self.size,
-            precision=self.precision,
-            read=self.read,
-            stages={
-                name: SimpleNamespace(inputs=_told(g.inputs), outputs=_told(g.outputs))
-                for name, g in self.graphs.items()
-            },
+def write(
+    out: Path,
+    graphs: dict[str, Any],
+    objects: int,
+    size: tuple[int, int],
+    precision: str,
+    read: str,
+    **changes: Any,
+) -> Made:
+    """Write a bundle by the product's own code, with stand-ins only for its engines."""
+    files = dict(kernels())
+    stages = {}
+    for name, graph in graphs.items():
+        engine = f"{name}.{ARCH}.engine"
+        files[engine] = f"{name} {objects} {size} {precision} {read}".encode()
+        files[f"{name}.onnx"] = b"graph of a stand-in"
+        stages[name] = bundle.Stage(
+            inputs=_told(graph.inputs),
+            outputs=_told(graph.outputs),
+            onnx={ARCH: f"{name}.onnx"},
+            engines={ARCH: bundle.Engine(engine, 4096, 0)},
         )
+    manifest = bundle.Manifest(
+        model=MODEL,
+        model_sha256=WEIGHTS,
+        precision=precision,
+        runtime=FLAVOUR,
+        runtime_version="0",
+        size=size,
+        objects=objects,
+        read=read,
+        dynamic=None,
+        targets=(ARCH,),
+        versions={},
+        stages=stages,
+        kernels={ARCH: {}},
+        parity={},
+        files={},
+    )
+    return Made(bundle.write_bundle(out, replace(manifest, **changes), files), graphs)
 
-    def engine(self, stage: str, arch: str) -> tuple[Path, bytes]:
-        return self.folder / f"{stage}.{arch}.engine", f"{id(self)} {stage} {arch}".encode()
+
+def _told(tensors: dict[str, Tensor]) -> dict[str, bundle.Tensor]:
+    return {n: bundle.Tensor(np.dtype(t.dtype).name, t.shape) for n, t in tensors.items()}
 
 
-def _told(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    return {
-        t.name: SimpleNamespace(dtype=np.dtype(t.dtype).name, shape=list(t.shape))
-        for t in tensors.values()
-    }
-
-
-def write_kernels(folder: Path) -> None:
-    """The real cubins, which nothing here can run, and their launch JSON."""
+@functools.cache
+def kernels() -> dict[str, bytes]:
+    """The real cubins of one architecture, which nothing here can run, and their launch JSON."""
+    files = {}
     for variant in aot.variants(ARCH):
-        aot.write(aot.compile_variant(variant, ARCH), folder)
+        built = aot.compile_variant(variant, ARCH)
+        files[f"{variant.name}.{ARCH}.cubin"] = built.cubin
+        files[f"{variant.name}.{ARCH}.json"] = json.dumps(aot.launch_metadata(built)).encode()
+    return files
 
 
 def toy_bundle(
-    folder: Path, objects: int, size: tuple[int, int], precision: str = "fp32", read: str = "triton"
-) -> FakeBundle:
+    out: Path,
+    objects: int,
+    size: tuple[int, int],
+    precision: str = "fp32",
+    read: str = "triton",
+    **changes: Any,
+) -> Made:
     """Engines of the right shapes that are no network: fast, and sensitive to every input."""
     kind = {"fp32": np.float32, "fp16": np.float16}[precision]
     (height, width), k = size, objects
@@ -140,31 +181,30 @@ def toy_bundle(
         ]
     else:
         memory = [
-            Tensor("keys", (4, h * w, 64), kind),
-            Tensor("values", (4, k, h * w, 64), kind),
+            Tensor("keys", (k + 2, h * w, 64), kind),
+            Tensor("values", (k + 2, k, h * w, 64), kind),
             Tensor("slots", (k, 2), np.int32),
         ]
         toys = [Toy("step", [image, *memory, *masks], [soft, key, value, scores])]
-    return FakeBundle(folder, {t.name: t for t in toys}, objects, size, precision, read)
+    return write(out, {t.name: t for t in toys}, objects, size, precision, read, **changes)
 
 
 def network_bundle(
-    folder: Path, objects: int, size: tuple[int, int], precision: str = "fp32", read: str = "triton"
-) -> FakeBundle:
+    out: Path, objects: int, size: tuple[int, int], precision: str = "fp32", read: str = "triton"
+) -> Made:
     """The real graphs of a shipped model."""
     import onnx
 
     from engine.model import load
     from engine.stages import stage_graphs
-    from engine.weights import find
 
-    name = "mobilevos-mobilenetv2"
+    out.mkdir(exist_ok=True)
     graphs = {}
     for stage, model in stage_graphs(
-        load(name, find(name)[0]), size, objects, precision, read
+        load(MODEL, find(MODEL)[0]), size, objects, precision, read
     ).items():
-        file = folder / f"{stage}-{precision}-{read}-{objects}.onnx"
+        file = out.parent / f"{stage}-{precision}-{read}-{objects}.onnx"
         onnx.save(model, file)
         graphs[stage] = Graph(file)
         graphs[stage].name = stage
-    return FakeBundle(folder, graphs, objects, size, precision, read)
+    return write(out, graphs, objects, size, precision, read)

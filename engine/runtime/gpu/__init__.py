@@ -9,6 +9,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.bundle import MANIFEST, file_sha256
 from engine.errors import BackendError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -22,44 +23,40 @@ def check(flavour: str, model: str | None, bundles: Path) -> None:
 
     need_driver()
     module = MODULES[flavour]
-    if importlib.util.find_spec(module) is None:
+    if not find_module(module):
         raise MissingExtraError(f"backend '{flavour}'", module, "gpu")
     Device().release()
+    if not any(bundles.glob(f"{model or '*'}-*-{flavour}/{MANIFEST}")):
+        named = f" --model {model}" if model else ""
+        raise BackendError(
+            f"nothing is built for '{flavour}' in '{bundles}'; run: python -m engine.build --fp16"
+            f"{named} --runtime {flavour}"
+        )
 
-    from engine.bundle import find_bundles
 
-    if not find_bundles(bundles, model, flavour):
-        raise BackendError(no_bundle(flavour, model, bundles))
+def find_module(name: str) -> bool:
+    """Whether a package is installed, without importing it."""
+    return importlib.util.find_spec(name) is not None
 
 
 def create(
     flavour: str, model: str, weights: Path, bundles: Path, expect_sha256: str | None
 ) -> CudaBackend:
-    """Load the bundles of ``model``; raises BackendError, MissingExtraError or ModelError."""
+    """A backend for the bundles of ``model``, which it loads as sizes and objects ask for them.
+
+    Raises BackendError or MissingExtraError.
+    """
     from engine.runtime.cuda import CudaBackend
     from engine.runtime.gpu.driver import Device
     from engine.runtime.gpu.program import Library
     from engine.runtime.gpu.tensorrt import TensorRT
 
     device = Device()
-
-    from engine.bundle import find_bundles, load_bundle
-
     try:
         tensorrt = TensorRT(flavour, device)
-        found = [load_bundle(b, expect_sha256) for b in find_bundles(bundles, model, flavour)]
-        if not found:
-            raise BackendError(no_bundle(flavour, model, bundles))
-        return CudaBackend(Library(device, tensorrt, found))
     except BaseException:
         device.release()
         raise
-
-
-def no_bundle(flavour: str, model: str | None, bundles: Path) -> str:
-    """The message where nothing was built."""
-    named = f" --model {model}" if model else ""
-    return (
-        f"nothing is built for '{flavour}' in '{bundles}'; run: python -m engine.build --fp16"
-        f"{named} --runtime {flavour}"
+    return CudaBackend(
+        Library(device, tensorrt, model, bundles, file_sha256(weights), expect_sha256)
     )

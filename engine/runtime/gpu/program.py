@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from engine.bundle import Bundle, find_bundle, load_bundle
 from engine.errors import BackendError, ModelError
 from engine.frames import Geometry
 from engine.runtime.gpu.driver import Device, Scope
-from engine.runtime.gpu.tensorrt import REBUILD, Context, RuntimeCache, TensorRT
+from engine.runtime.gpu.tensorrt import Context, RuntimeCache, TensorRT
 from kernels import launch
 from kernels.tiles import value_block
-
-if TYPE_CHECKING:
-    from engine.bundle import Bundle
 
 #: Tensors that lie in the memory's slots or in the block of controls, not in buffers of their own.
 _ELSEWHERE = {"keys", "values", "slots", "use_given", "active"}
@@ -52,6 +52,12 @@ class Program:
             manifest.read,
         )
         self._scope = Scope(device)
+        self._remedy = f"build it again here: {manifest.rebuild_command()}"
+        if manifest.dynamic is not None:
+            raise ModelError(
+                f"'{bundle.folder}' has open sizes (--dynamic), which cannot be captured as one "
+                f"graph for all; {self._remedy}"
+            )
         tensors: dict[str, Tensor] = {}
         for stage in manifest.stages.values():
             for name, t in {**stage.inputs, **stage.outputs}.items():
@@ -59,7 +65,9 @@ class Program:
         key = tensors["key"]
         self.dtype, self.key_dim = key.dtype, key.shape[-1]
         self.value_dim = tensors["value"].shape[-1]
-        self._slots = tensors["keys"].shape[0] if self.read == "graph" else None
+        self._slots = self._reads = 0
+        if self.read == "graph":
+            self._slots, self._reads = tensors["keys"].shape[0], tensors["slots"].shape[1]
         # Engines write straight into a slot, unless it begins off TensorRT's alignment, or the
         # pool is an input as well: outputs must not lie in inputs.
         self.writes_slots = self.read == "triton" and all(
@@ -74,13 +82,23 @@ class Program:
             self.cache = RuntimeCache(file)
         try:
             self._engines = {
-                name: tensorrt.load(*bundle.engine(name, device.arch)) for name in manifest.stages
+                name: tensorrt.load(self._engine_file(bundle, name), self._remedy)
+                for name in manifest.stages
             }
             self.kernels = self._load_kernels(device, bundle)
         except BaseException:
             self._scope.close()
             raise
         self.scratch = max(engine.scratch for engine in self._engines.values())
+
+    def _engine_file(self, bundle: Bundle, stage: str) -> Path:
+        engines, device = bundle.manifest.stages[stage].engines, self._scope.device
+        if device.arch not in engines:
+            raise ModelError(
+                f"'{bundle.folder}' is built for {', '.join(engines)}, but {device.name} is "
+                f"{device.arch}; {self._remedy}"
+            )
+        return bundle.path(engines[device.arch].file)
 
     def _load_kernels(self, device: Device, bundle: Bundle) -> dict[str, launch.Kernel]:
         precision, ck, cv = self.precision, self.key_dim, self.value_dim
@@ -97,21 +115,23 @@ class Program:
             except (OSError, ValueError, KeyError, RuntimeError) as error:
                 raise ModelError(
                     f"the kernels in '{bundle.folder}' do not run on {device.name} ({error}); "
-                    f"{REBUILD}"
+                    f"{self._remedy}"
                 ) from None
             self._scope.keep(kernels[op].unload)
         return kernels
 
     def pool_slots(self, wanted: int) -> int:
-        """How many slots the pool gets for ``wanted`` of them; raises BackendError if too many."""
-        if self._slots is None:
-            return max(wanted, _SMALLEST_POOL)
-        if wanted > self._slots:
+        """How many slots the pool gets for ``wanted`` of them."""
+        return max(wanted, self._slots, _SMALLEST_POOL)
+
+    def check(self, table: NDArray[np.int32]) -> None:
+        """Raise BackendError if the engine cannot read these slots [K, R]: one with the read inside
+        has a fixed number of them."""
+        if self.read == "graph" and (table.shape[1] != self._reads or table.max() >= self._slots):
             raise BackendError(
-                f"this bundle's memory has {self._slots} slots, but {wanted} are needed; build "
-                "one with --read triton, whose memory grows"
+                f"this bundle reads {self._reads} of {self._slots} slots for an object, and more "
+                "are needed; use one that was built with --read triton"
             )
-        return self._slots
 
     def context(self, stage: str, addresses: Mapping[str, int], scratch: int) -> Context:
         """A stage's engine with its tensors at ``addresses``, activations at ``scratch``."""
@@ -126,51 +146,55 @@ class Program:
 
 
 class Library:
-    """The bundles of one model, flavour and precision on one device; loaded when first needed."""
+    """The bundles of one model and flavour on one device, each loaded when it is first needed.
 
-    def __init__(self, device: Device, tensorrt: TensorRT, bundles: Sequence[Bundle]) -> None:
-        self.device, self._tensorrt = device, tensorrt
-        self.flavour = tensorrt.flavour
-        self._bundles = sorted(bundles, key=lambda b: b.manifest.objects)
-        self._programs: dict[int, Program] = {}
+    folder: where they lie. weights_sha256: of the model's weights, which bundles must be built of.
+    expect_sha256: of the manifest of the one bundle that may be loaded. Takes over ``device``.
+    """
 
-    def check(self, geometry: Geometry) -> None:
-        """Raise BackendError unless there is a bundle for the network's size."""
-        self._fitting(geometry)
+    def __init__(
+        self,
+        device: Device,
+        tensorrt: TensorRT,
+        model: str,
+        folder: Path,
+        weights_sha256: str,
+        expect_sha256: str | None = None,
+    ) -> None:
+        self.device, self.flavour = device, tensorrt.flavour
+        self._tensorrt, self._model, self._folder = tensorrt, model, folder
+        self._weights, self._expected = weights_sha256, expect_sha256
+        self._programs: dict[Path, Program] = {}
+        self._closed = False
 
-    def _fitting(self, geometry: Geometry) -> list[Bundle]:
-        fitting = [b for b in self._bundles if tuple(b.manifest.size) == geometry.padded]
-        if not fitting:
-            height, width = geometry.padded
-            have = sorted({f"{h}x{w}" for h, w in (b.manifest.size for b in self._bundles)})
-            raise BackendError(
-                f"no bundle for this video: its frames are {height}x{width} to the network, built "
-                f"are {', '.join(have)}; run: python -m engine.build --fp16 --size "
-                f"{height}x{width}, or use --backend cpu"
-            )
-        return fitting
+    def find(self, geometry: Geometry, objects: int, precision: str | None = None) -> Path:
+        """The bundle of the smallest bucket for ``objects``.
 
-    def program(self, geometry: Geometry, objects: int) -> Program:
-        """The smallest bucket that holds ``objects``; raises BackendError if there is none."""
-        fitting = self._fitting(geometry)
-        bundle = next((b for b in fitting if b.manifest.objects >= objects), None)
-        if bundle is None:
-            bucket = 1 << (objects - 1).bit_length()
-            height, width = geometry.padded
-            raise BackendError(
-                f"{objects} objects, but the largest bundle holds "
-                f"{fitting[-1].manifest.objects}; run: python -m engine.build --fp16 --size "
-                f"{height}x{width} --objects {bucket}"
-            )
-        if id(bundle) not in self._programs:
-            self._programs[id(bundle)] = Program(self.device, self._tensorrt, bundle)
-        return self._programs[id(bundle)]
+        Raises ModelError that names the command to build it, if there is none.
+        """
+        return find_bundle(
+            self._model, geometry.padded, objects, precision, self.flavour, self._folder
+        )
+
+    def program(self, geometry: Geometry, objects: int, precision: str | None = None) -> Program:
+        """The bundle that :meth:`find` finds, loaded; ModelError where it cannot run here."""
+        path = self.find(geometry, objects, precision)
+        if path not in self._programs:
+            bundle = load_bundle(path, self._expected)
+            if bundle.manifest.model_sha256 != self._weights:
+                raise ModelError(
+                    f"'{path}' was built of other weights of {self._model} than those in use; "
+                    f"build it again: {bundle.manifest.rebuild_command()}"
+                )
+            self._programs[path] = Program(self.device, self._tensorrt, bundle)
+        return self._programs[path]
 
     def close(self) -> None:
         """Close all that was loaded and release the device; closing twice is fine."""
-        programs, self._programs = list(self._programs.values()), {}
-        for program in programs:
+        if self._closed:
+            return
+        self._closed = True
+        for program in self._programs.values():
             program.close()
-        if self._bundles:
-            self._bundles = []
-            self.device.release()
+        self._programs.clear()
+        self.device.release()

@@ -16,7 +16,6 @@ from engine.files import write_atomic
 from engine.runtime.gpu.driver import Device, OutOfMemory, Stream
 
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
-REBUILD = "rebuild it: python -m engine.build --fp16"
 
 
 class TensorRT:
@@ -34,26 +33,26 @@ class TensorRT:
         self.logger = self.api.Logger(self.api.Logger.ERROR)
         self.runtime = self.api.Runtime(self.logger)
 
-    def load(self, file: Path, data: bytes) -> Engine:
-        """Deserialise ``data``, the checked content of ``file``.
+    def load(self, file: Path, remedy: str) -> Engine:
+        """Deserialise an engine's file, whose hash was checked.
 
-        Raises ModelError for an engine of another version, GPU or flavour.
+        Raises ModelError, which ends with ``remedy``, for one of another version or GPU.
         """
-        engine = self.runtime.deserialize_cuda_engine(data)
+        engine = self.runtime.deserialize_cuda_engine(file.read_bytes())
         if engine is None:
             raise ModelError(
                 f"{self.flavour} {self.api.__version__} cannot load '{file}' on "
                 f"{self.device.name} ({self.device.arch}): it was built for another version or "
-                f"GPU, or is damaged; {REBUILD}"
+                f"GPU; {remedy}"
             )
-        return Engine(self, engine, file)
+        return Engine(self, engine, file, remedy)
 
 
 class Engine:
     """A deserialised engine. ``scratch``: bytes of device memory that a run of it needs."""
 
-    def __init__(self, tensorrt: TensorRT, engine: Any, file: Path) -> None:
-        self.tensorrt, self.engine, self.file = tensorrt, engine, file
+    def __init__(self, tensorrt: TensorRT, engine: Any, file: Path, remedy: str) -> None:
+        self.tensorrt, self.engine, self.file, self.remedy = tensorrt, engine, file, remedy
         self.scratch = int(engine.device_memory_size_v2)
         self.tensors = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
 
@@ -81,9 +80,9 @@ class Engine:
         context.set_device_memory(scratch, self.scratch)
         for name in self.tensors:
             if name not in addresses:
-                raise ModelError(f"'{self.file}' wants an unknown tensor '{name}'; {REBUILD}")
+                raise ModelError(f"'{self.file}' wants an unknown tensor '{name}'; {self.remedy}")
             if not context.set_tensor_address(name, addresses[name]):
-                raise ModelError(f"'{self.file}' refuses the address of '{name}'; {REBUILD}")
+                raise ModelError(f"'{self.file}' refuses the address of '{name}'; {self.remedy}")
         return Context(self, context)
 
 
@@ -96,7 +95,9 @@ class Context:
     def run(self, stream: Stream) -> None:
         """Put one run on ``stream``; raises BackendError if it is refused."""
         if not self._context.execute_async_v3(int(stream)):
-            raise BackendError(f"TensorRT refused to run '{self.engine.file.name}'; {REBUILD}")
+            raise BackendError(
+                f"TensorRT refused to run '{self.engine.file.name}'; {self.engine.remedy}"
+            )
 
     def capturable(self, stream: Stream) -> bool:
         """Whether a graph can record the run. TensorRT itself always says yes for these graphs."""
