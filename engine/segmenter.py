@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from engine import runtime
 from engine.background import prefetch
 from engine.bundle import DEFAULT_FOLDER
-from engine.errors import InputError, StateError
+from engine.errors import EngineError, InputError, StateError
 from engine.frames import (
     Geometry,
     masks_to_network,
@@ -162,7 +162,7 @@ class Segmenter:
         if len(memory.ids) + len(new) > MAX_OBJECTS:
             raise InputError(f"more than {MAX_OBJECTS} objects; remove some first")
         if new:
-            self._arrange(memory.add(new))
+            self._add(new)
         if not memory.ids:  # all were removed: there is nothing to look for
             return self._deliver(np.zeros(geometry.source, np.uint8))
         result = backend.step(
@@ -190,6 +190,15 @@ class Segmenter:
         if self.output == "numpy":
             return mask
         return cast(Mask, cast(GpuBackend, self._backend).to_gpu(mask))
+
+    def _add(self, new: list[int]) -> None:
+        columns = self._memory.add(new)
+        try:
+            self._arrange(columns)
+        except EngineError:  # no room, or nothing built for so many: follow those before
+            for label in new:
+                self._memory.remove(label)
+            raise
 
     def _arrange(self, columns: Sequence[int]) -> None:
         self._slots = self._memory.slots

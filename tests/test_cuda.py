@@ -139,7 +139,10 @@ def scenario(rig: Rig, source: ModuleType = cuda_source) -> list[np.ndarray]:
             seg.step(frames[4], squares(1))  # the given mask was on its way
         rig.driver.answers.clear()
         backend.open(plan(*SIZE, 480))
-        backend.arrange([-1], 4)  # a memory that is given up before it was ever used
+        backend.arrange([-1], 4)
+        backend.arrange([0], 8)  # a memory that is enlarged before it was ever used
+        backend.open(plan(*SIZE, 480))
+        backend.arrange([-1], 4)  # and one that is given up
         answers.append(seg.start(frames[1], squares(1)))
     return answers
 
@@ -391,7 +394,14 @@ def test_sizes_and_objects_that_nothing_is_built_for(toys):
             seg.start(frame, squares(1, size=(64, 64)))
         with pytest.raises(ModelError, match=r"with 5 object.*--size 64x96 --objects 8"):
             seg.start(video(1)[0], squares(1, 2, 3, 4, 5))
-        seg.start(video(1)[0], squares(1))  # and goes on
+        want = seg.start(video(1)[0], squares(1))  # and goes on
+        with pytest.raises(ModelError, match="with 5 object"):
+            seg.step(video(1)[0], squares(2, 3, 4, 5))
+        assert seg.ids == (1,)
+        again = seg.step(video(1, seed=3)[0])
+        seg.start(video(1)[0], squares(1))
+        np.testing.assert_array_equal(seg.step(video(1, seed=3)[0]), again)
+        assert want.any()
 
 
 def test_no_driver_here():

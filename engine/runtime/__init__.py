@@ -76,11 +76,13 @@ def create(
     threads: int = 0,
     bundles: Path = DEFAULT_FOLDER,
     expect_sha256: str | None = None,
+    compile: bool = False,
 ) -> Backend:
     """Load ``model`` from ``folder`` into a backend; ``threads`` of 0 means one a core.
 
     bundles: where the GPU backends ``tensorrt`` and ``tensorrt-rtx`` find their bundles;
-    expect_sha256: the manifest of the one that may be loaded.
+    expect_sha256: the manifest of the one that may be loaded. compile: let ``torch.compile`` make
+    the stages of ``reference`` faster, for comparison; other backends are compiled anyhow.
 
     Raises
     ------
@@ -101,6 +103,6 @@ def create(
         from engine.model import load
         from engine.runtime.reference import ReferenceBackend
 
-        return ReferenceBackend(load(model, weights), threads)
+        return ReferenceBackend(load(model, weights), threads, compile)
     except ModuleNotFoundError as error:
         raise MissingExtraError("backend 'reference'", str(error.name), "reference") from error

@@ -69,10 +69,10 @@ class CudaBackend:
 
     def arrange(self, columns: Sequence[int], slots: int) -> None:
         self.device.use()
+        old = self._pool
         # What is in memory is of one precision: other buckets must be of the same.
-        precision = self._program.precision if self._pool and self._program else None
+        precision = self._program.precision if old and self._program else None
         program = self.library.program(self.geometry, max(len(columns), 1), precision)
-        self._program = program
         shape = PoolShape(
             program.pool_slots(slots),
             program.objects,
@@ -81,24 +81,27 @@ class CudaBackend:
             program.value_dim,
             program.dtype,
         )
-        old, self._objects, self._slots = self._pool, len(columns), slots
-        moved = any(c not in (i, -1) for i, c in enumerate(columns))
         if old is None:
             self._pool = Pool(self.device, shape, self.compute)
         elif old.shape != shape:
+            self._pool = self._moved(old, shape, columns)
             self._drop_plan()  # its graphs hold the old pool's addresses
-            self._pool = Pool(self.device, shape, self.compute)
-            self._pool.take(old, columns)
             self.compute.synchronize()
             old.close()
-        elif moved:
-            spare = Pool(self.device, shape, self.compute)
-            spare.take(old, columns)
+        elif any(c not in (i, -1) for i, c in enumerate(columns)):
+            spare = self._moved(old, shape, columns)
             old.take(spare, range(shape.objects))
             self.compute.synchronize()
             spare.close()
         else:
             old.clear_columns([i for i, c in enumerate(columns) if c < 0])
+        self._program, self._objects, self._slots = program, len(columns), slots
+
+    def _moved(self, old: Pool, shape: PoolShape, columns: Sequence[int]) -> Pool:
+        """A pool of another shape with the old one's content, its columns as ``arrange`` has it."""
+        pool = Pool(self.device, shape, self.compute)
+        pool.take(old, columns)
+        return pool
 
     def expect(self, frame: Any) -> None:
         """Say which frame the next but one call of ``step`` gets: the coming one uploads it."""
