@@ -67,6 +67,11 @@ class Prefetcher(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         return self
 
+    def peek(self) -> T | None:
+        """The item that comes next, if it is there already."""
+        with self._changed:
+            return self._items[0] if self._items else None
+
     def __next__(self) -> T:
         with self._changed:
             while not (self._items or self._finished or self._closed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import Counter, deque
@@ -9,23 +10,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine import runtime
 from engine.background import prefetch
+from engine.bundle import DEFAULT_FOLDER
 from engine.confidence import LostWatch
-from engine.errors import InputError, StateError
+from engine.errors import EngineError, InputError, StateError
 from engine.frames import (
     Geometry,
-    frame_to_network,
     masks_to_network,
     plan,
     probabilities_to_source,
 )
 from engine.memory import Memory, check_policy
-from engine.runtime.base import Backend, StepInput
+from engine.runtime.base import Backend, GpuBackend, StepInput
+from engine.runtime.gpu.arrays import device_shape, on_device
 from engine.tta import FlipBackend
 from engine.weights import FOLDER, file_hash, find
 
@@ -64,8 +67,10 @@ class Segmenter:
         size: int = 480,
         memory: str = "finite",
         tta: bool = False,
+        output: str = "numpy",
     ) -> None:
         self._backend, self.tta = backend, tta
+        self.output = check_output(output, backend)
         self.memory = check_policy(memory)
         self.model, self.model_hash, self.size = model, model_hash, size
         self._closed = False
@@ -82,13 +87,16 @@ class Segmenter:
         weights: Path | str = FOLDER,
         memory: str = "finite",
         tta: bool = False,
+        output: str = "numpy",
+        bundles: Path | str = DEFAULT_FOLDER,
+        expect_sha256: str | None = None,
     ) -> Segmenter:
         """Load a model into a backend.
 
         Parameters
         ----------
         model: one of ``python -m engine info``.
-        backend: ``auto``, ``cpu`` or ``reference``.
+        backend: ``auto`` or one of ``python -m engine info``.
         size: short side in pixels at which the network works; larger frames are shrunk to it and
             their masks enlarged again, smaller ones are left alone.
         threads: CPU threads; None means one a core.
@@ -96,6 +104,10 @@ class Segmenter:
         memory: ``finite``, the frame where an object was given and the most recent one; or
             ``infinite``, also every fifth frame: slower and larger with every frame.
         tta: average with what the network makes of the mirrored frames: twice the time.
+        output: ``numpy``, or on a GPU backend ``dlpack``: masks stay on the GPU, as arrays for
+            DLPack and ``__cuda_array_interface__``, complete when they are returned.
+        bundles: the folder of the bundles that ``python -m engine.build`` wrote.
+        expect_sha256: of the manifest of the only bundle that may be loaded.
 
         Raises
         ------
@@ -107,12 +119,15 @@ class Segmenter:
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}; give 1 or more, or leave it out")
         check_policy(memory)
-        loaded = runtime.create(backend, model, Path(weights), threads or 0)
-        if tta:
-            loaded = FlipBackend(
-                loaded, runtime.create(backend, model, Path(weights), threads or 0)
+
+        def load_one() -> Backend:
+            return runtime.create(
+                backend, model, Path(weights), threads or 0, Path(bundles), expect_sha256
             )
-        return cls(loaded, model, file_hash(find(model, Path(weights))[0]), size, memory, tta)
+
+        loaded = FlipBackend(load_one(), load_one()) if tta else load_one()
+        model_hash = file_hash(find(model, Path(weights))[0])
+        return cls(loaded, model, model_hash, size, memory, tta, output)
 
     def start(self, frame: Frame, mask: Mask) -> Mask:
         """Begin a video with its first frame [H, W, 3] and the mask [H, W] of its objects.
@@ -123,10 +138,10 @@ class Segmenter:
         ------
         InputError: wrong dtype or shape, sizes that differ, or a mask without objects.
         """
-        check_frame(frame)
-        ids = check_mask(mask, frame.shape[:2])
+        frame, shape = take_frame(frame, self._backend)
+        ids = check_mask(mask, shape[:2])
         self.reset()
-        self._geometry = plan(frame.shape[0], frame.shape[1], self.size)
+        self._geometry = plan(shape[0], shape[1], self.size)
         self._backend.open(self._geometry)
         return self._advance(frame, mask, ids)
 
@@ -143,10 +158,10 @@ class Segmenter:
         InputError: a frame of another size or dtype, or a bad mask.
         """
         geometry = self._started()
-        check_frame(frame)
-        if frame.shape[:2] != geometry.source:
+        frame, shape = take_frame(frame, self._backend)
+        if shape[:2] != geometry.source:
             raise InputError(
-                f"this frame is {shape_text(frame.shape)}, but the video started with "
+                f"this frame is {shape_text(shape)}, but the video started with "
                 f"{shape_text(geometry.source)}; resize it, or start a new video"
             )
         ids = [] if mask is None else check_mask(mask, geometry.source)
@@ -159,17 +174,18 @@ class Segmenter:
         if len(memory.ids) + len(new) > MAX_OBJECTS:
             raise InputError(f"more than {MAX_OBJECTS} objects; remove some first")
         if new:
-            self._arrange(memory.add(new))
+            self._add(new)
         if not memory.ids:  # all were removed: there is nothing to look for
-            return np.zeros(geometry.source, np.uint8)
+            return self._deliver(np.zeros(geometry.source, np.uint8))
         result = backend.step(
             StepInput(
-                frame=frame_to_network(frame, geometry),
+                frame=frame,
                 slots=memory.table(),
                 labels=np.array([0, *memory.ids], np.uint8),
                 write=memory.write,
                 given=masks_to_network(mask, memory.ids, geometry) if mask is not None else None,
                 use_given=np.isin(memory.ids, ids),
+                on_gpu=self.output == "dlpack" and mask is None,
             )
         )
         pixels = math.prod(geometry.padded)
@@ -179,10 +195,26 @@ class Segmenter:
         memory.turn()
         self._copy(memory.last, memory.keep(ids))
         if mask is not None:
-            result = np.where(mask > 0, mask, result)  # what was given comes back as it was
+            # What was given comes back as it was.
+            result = self._deliver(np.where(mask > 0, mask, result))
         self._times.append(time.perf_counter() - began)
         self._frames += 1
-        return result
+        return cast(Mask, result)
+
+    def _deliver(self, mask: Mask) -> Mask:
+        """A mask of the host as the caller wants it."""
+        if self.output == "numpy":
+            return mask
+        return cast(Mask, cast(GpuBackend, self._backend).to_gpu(mask))
+
+    def _add(self, new: list[int]) -> None:
+        columns = self._memory.add(new)
+        try:
+            self._arrange(columns)
+        except EngineError:  # no room, or nothing built for so many: follow those before
+            for label in new:
+                self._memory.remove(label)
+            raise
 
     def _arrange(self, columns: Sequence[int]) -> None:
         self._slots = self._memory.slots
@@ -200,7 +232,16 @@ class Segmenter:
         """Yield the mask of every frame, the first included; frames are fetched ahead."""
         with prefetch(frames) as ahead:
             for i, frame in enumerate(ahead):
+                self._expect(ahead.peek())
                 yield self.step(frame) if i else self.start(frame, mask)
+
+    def _expect(self, frame: Frame | None) -> None:
+        """Tell the backend which frame comes next; what is wrong with it, its own step says."""
+        with contextlib.suppress(InputError):
+            if frame is not None and self._geometry is not None:
+                frame, shape = take_frame(frame, self._backend)
+                if shape[:2] == self._geometry.source:
+                    self._backend.expect(frame)
 
     def remove(self, label: int) -> None:
         """Stop following an object. Raises InputError if ``label`` is not followed."""
@@ -331,6 +372,32 @@ class Segmenter:
 def shape_text(shape: tuple[int, ...]) -> str:
     """Height and width as people write them, "width x height"."""
     return f"{shape[1]}x{shape[0]}"
+
+
+def check_output(output: str, backend: Backend) -> str:
+    """Return ``output``; raise InputError if the backend cannot give it."""
+    if output not in ("numpy", "dlpack"):
+        raise InputError(f"unknown output '{output}'; choose one of: numpy, dlpack")
+    if output == "dlpack" and not backend.on_gpu:
+        raise InputError(
+            f"the backend '{backend.name}' has its masks on the host; leave output='dlpack' out"
+        )
+    return output
+
+
+def take_frame(frame: Any, backend: Backend) -> tuple[Any, tuple[int, ...]]:
+    """A frame as the backend takes it, and its shape; raises InputError if it cannot be one."""
+    if on_device(frame):
+        if not backend.on_gpu:
+            raise InputError(
+                f"this frame lies on a GPU, but the backend '{backend.name}' reads the host's "
+                "memory; copy it there first, or use a GPU backend"
+            )
+        return frame, device_shape(frame)
+    if hasattr(frame, "__dlpack__") and not isinstance(frame, np.ndarray):
+        frame = np.from_dlpack(frame)
+    check_frame(frame)
+    return frame, frame.shape
 
 
 def check_frame(frame: Frame) -> None:

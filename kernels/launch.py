@@ -65,6 +65,7 @@ class Kernel:
 
     function: Any
     metadata: dict[str, Any]
+    library: Any
 
     def __call__(self, stream: Any, **values: int) -> None:
         """Launch on ``stream`` (a CUstream or an int); pointers are addresses.
@@ -91,6 +92,12 @@ class Kernel:
             driver.cuLaunchKernel(self.function, x, y, z, threads, 1, 1, shared, stream, packed, 0)
         )
 
+    def unload(self) -> None:
+        """Free the code; no launch may be under way or come later."""
+        from cuda.bindings import driver
+
+        _check(driver.cuLibraryUnload(self.library))
+
 
 def load(folder: Path, name: str, capability: tuple[int, int]) -> Kernel:
     """Load a kernel into the current context, after checking its file against its hash."""
@@ -109,7 +116,7 @@ def load(folder: Path, name: str, capability: tuple[int, int]) -> Kernel:
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         device = _check(driver.cuCtxGetDevice())
         _check(driver.cuKernelSetAttribute(attribute, metadata["shared"], kernel, device))
-    return Kernel(_check(driver.cuKernelGetFunction(kernel)), metadata)
+    return Kernel(_check(driver.cuKernelGetFunction(kernel)), metadata, library)
 
 
 def _check(result: tuple[Any, ...]) -> Any:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine import Segmenter
-from engine.frames import frame_to_network, masks_to_network, plan
+from engine.frames import masks_to_network, plan
 from engine.runtime import create
 from engine.runtime.base import StepInput
 from engine.runtime.ort import OrtBackend
@@ -51,7 +51,7 @@ def test_one_step_with_the_memory_forced(backend, reference, rng, height, width,
     mask = rng.integers(0, objects + 1, (height, width)).astype(np.uint8)
     ids = list(range(1, objects + 1))
     task = StepInput(
-        frame=frame_to_network(rng.integers(0, 256, (height, width, 3), np.uint8), geometry),
+        frame=rng.integers(0, 256, (height, width, 3), np.uint8),
         slots=rng.choice([-1, 1, 2, 3], (objects, 2)).astype(np.int32),
         labels=np.array([0, *rng.choice(np.arange(1, 256), objects, False)], np.uint8),
         write=0,

@@ -5,31 +5,63 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from engine.errors import BackendError, MissingExtraError, ModelError
+from engine.bundle import DEFAULT_FOLDER
+from engine.errors import BackendError, EngineError, MissingExtraError, ModelError
 from engine.runtime.base import Backend
 from engine.weights import FOLDER, file_hash, find, int8_path
 
-BACKENDS = ("cpu", "cpu-int8", "reference")
+#: In the order in which ``auto`` prefers them; it never takes ``reference``.
+GPU_BACKENDS = ("tensorrt-rtx", "tensorrt", "onnx-cuda")
+BACKENDS = ("cpu", "cpu-int8", *GPU_BACKENDS, "reference")
 
 
-def status() -> dict[str, str]:
-    """Why each backend can or cannot run here; an empty text means that it can."""
-    missing = [p for p in ("torch", "safetensors") if importlib.util.find_spec(p) is None]
-    hint = "run: pip install 'mobilevos-engine[reference]'"
-    return {
-        "cpu": "",
-        "cpu-int8": "",
-        "reference": f"{' and '.join(missing)} not installed; {hint}" if missing else "",
-    }
+def status(model: str | None = None, bundles: Path = DEFAULT_FOLDER) -> dict[str, str]:
+    """Why each backend can or cannot run ``model`` here; an empty text means that it can.
+
+    Without a model, any bundle will do for the backends that need one.
+    """
+    return {name: _why_not(name, model, bundles) for name in BACKENDS}
 
 
-def choose(backend: str) -> tuple[str, str]:
-    """Resolve ``auto``; returns the backend's name and the reason for it.
+def _why_not(backend: str, model: str | None, bundles: Path) -> str:
+    if backend in ("cpu", "cpu-int8"):
+        return ""
+    if backend == "reference":
+        missing = [p for p in ("torch", "safetensors") if importlib.util.find_spec(p) is None]
+        hint = "run: pip install 'mobilevos-engine[reference]'"
+        return f"{' and '.join(missing)} not installed; {hint}" if missing else ""
+    try:
+        if backend == "onnx-cuda":
+            from engine.runtime.ort import check_cuda
+
+            check_cuda()
+        else:
+            from engine.runtime import gpu
+
+            gpu.check(backend, model, bundles)
+    except EngineError as error:
+        return str(error)
+    return ""
+
+
+def choose(
+    backend: str, model: str | None = None, bundles: Path = DEFAULT_FOLDER
+) -> tuple[str, str]:
+    """Resolve ``auto`` for a model; returns the backend's name and the reason for it.
 
     Raises BackendError for a name that is not in :data:`BACKENDS`.
     """
     if backend == "auto":
-        return "cpu", "which needs nothing beyond the base install"
+        reasons = {}
+        for name in GPU_BACKENDS:
+            reasons[name] = _why_not(name, model, bundles)
+            if not reasons[name]:
+                return name, "the fastest that can run here"
+        # Where they have one reason in common, it is said once.
+        told = dict.fromkeys(reasons.values())
+        names = {why: ", ".join(n for n in GPU_BACKENDS if reasons[n] == why) for why in told}
+        why_not = "; ".join(f"not {names[why]}: {why}" for why in told)
+        return "cpu", f"which needs nothing beyond the base install ({why_not})"
     if backend not in BACKENDS:
         raise BackendError(
             f"unknown backend '{backend}'; choose one of: auto, {', '.join(BACKENDS)}"
@@ -37,26 +69,43 @@ def choose(backend: str) -> tuple[str, str]:
     return backend, "asked for"
 
 
-def create(backend: str, model: str, folder: Path = FOLDER, threads: int = 0) -> Backend:
+def create(
+    backend: str,
+    model: str,
+    folder: Path = FOLDER,
+    threads: int = 0,
+    bundles: Path = DEFAULT_FOLDER,
+    expect_sha256: str | None = None,
+    compile: bool = False,
+) -> Backend:
     """Load ``model`` from ``folder`` into a backend; ``threads`` of 0 means one a core.
+
+    bundles: where the GPU backends ``tensorrt`` and ``tensorrt-rtx`` find their bundles;
+    expect_sha256: the manifest of the one that may be loaded. compile: let ``torch.compile`` make
+    the stages of ``reference`` faster, for comparison; other backends are compiled anyhow.
 
     Raises
     ------
-    BackendError, MissingExtraError: the backend cannot run here. ModelError: no such weights.
+    BackendError, MissingExtraError: the backend cannot run here. ModelError: no such weights, or a
+    bundle that fails its checks.
     """
-    name, _ = choose(backend)
+    name, _ = choose(backend, model, bundles)
     weights, graph = find(model, folder)
-    if name == "cpu":
+    if name in ("cpu", "onnx-cuda"):
         from engine.runtime.ort import OrtBackend
 
-        return OrtBackend(graph, threads)
+        return OrtBackend(graph, threads, name)
     if name == "cpu-int8":
         return _create_int8(model, folder, threads)
+    if name != "reference":
+        from engine.runtime import gpu
+
+        return gpu.create(name, model, weights, bundles, expect_sha256)
     try:
         from engine.model import load
         from engine.runtime.reference import ReferenceBackend
 
-        return ReferenceBackend(load(model, weights), threads)
+        return ReferenceBackend(load(model, weights), threads, compile)
     except ModuleNotFoundError as error:
         raise MissingExtraError("backend 'reference'", str(error.name), "reference") from error
 

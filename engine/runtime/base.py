@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,26 +16,30 @@ from engine.frames import Geometry
 class StepInput:
     """One frame's worth of input, K objects.
 
-    frame:  uint8 [h, w, 3], RGB at the network's resolution.
+    frame:  uint8 [H0, W0, 3], RGB at the source's resolution: NumPy, or for a backend that is
+        ``on_gpu`` any array on the GPU (DLPack or ``__cuda_array_interface__``), contiguous.
     slots:  int32 [K, R], the memory slots that each object reads, −1 for none; R may change.
     labels: uint8 [K+1], what to write into the mask: 0, then the objects' ids.
     write:  the slot that takes this frame's key and values; never one of ``slots``.
     given:  fp32 [K, H, W] in 0…1, or None if no mask is given.
     use_given: bool [K], the objects whose mask is given.
+    on_gpu: leave the mask on the GPU.
     """
 
-    frame: NDArray[np.uint8]
+    frame: Any
     slots: NDArray[np.int32]
     labels: NDArray[np.uint8]
     write: int
     given: NDArray[np.float32] | None
     use_given: NDArray[np.bool_]
+    on_gpu: bool = False
 
 
 class Backend(Protocol):
     """Runs the network and holds the memory's keys [S, N, Ck] and values [S, K, N, Cv]."""
 
     name: str
+    on_gpu: bool  # whether frames and masks may lie on the GPU
 
     def open(self, geometry: Geometry) -> None:
         """Begin a video: an empty memory, no objects."""
@@ -47,8 +51,11 @@ class Backend(Protocol):
         both keep their content.
         """
 
-    def step(self, task: StepInput) -> NDArray[np.uint8]:
-        """Segment a frame, write it to its slot and return the mask [H0, W0]."""
+    def expect(self, frame: Any) -> None:
+        """Say which frame the step after the coming one gets, so that it may be uploaded early."""
+
+    def step(self, task: StepInput) -> Any:
+        """Segment a frame, write it to its slot and return the mask, uint8 [H0, W0]."""
 
     def copy(self, source: int, target: int) -> None:
         """Copy one slot's key and values to another."""
@@ -70,3 +77,10 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Release everything; closing twice is fine."""
+
+
+class GpuBackend(Backend, Protocol):
+    """A backend that is ``on_gpu``."""
+
+    def to_gpu(self, mask: NDArray[np.uint8]) -> Any:
+        """Bring a mask [H0, W0] to the GPU, as ``step`` leaves it there."""

@@ -1,4 +1,10 @@
-"""``cpu`` and ``cpu-int8``: an ONNX step graph in ONNX Runtime, every buffer bound in place."""
+"""``cpu``, ``cpu-int8``, ``onnx-cuda``: an ONNX step graph in ONNX Runtime, buffers bound in place.
+
+``onnx-cuda`` is the graph of ``cpu`` on the CUDA provider, for cards that TensorRT has dropped,
+such as the GTX 1080Ti. onnxruntime-gpu 1.22.1 is reported to work there and 1.23.2 to crash
+(microsoft/onnxruntime#27588); nothing of it has been run by us. Buffers stay on the host, and
+ONNX Runtime copies them.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +16,40 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from engine.errors import ModelError
-from engine.frames import Geometry
+from engine.errors import BackendError, ModelError
+from engine.frames import Geometry, frame_to_network
 from engine.runtime.base import StepInput
+from engine.runtime.gpu.driver import need_driver
 
 F32 = NDArray[np.float32]
 WEIGHTS_HASH = "weights"  # in an int8 graph's metadata: the hash of the weights it was made from
 
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+PROVIDERS = {"cpu": [CPU], "cpu-int8": [CPU], "onnx-cuda": [CUDA, CPU]}
+
+
+def check_cuda() -> None:
+    """Raise BackendError unless there is a driver, and an ONNX Runtime that can use it."""
+    need_driver()
+    if CUDA not in ort.get_available_providers():
+        raise BackendError(
+            "the installed onnxruntime has no CUDA provider; run: pip uninstall -y onnxruntime && "
+            "pip install onnxruntime-gpu (on a GTX 1080Ti: onnxruntime-gpu==1.22.1)"
+        )
+
 
 class OrtBackend:
-    """See :class:`engine.runtime.base.Backend`. ``threads`` of 0 means one a core."""
+    """See :class:`engine.runtime.base.Backend`. ``threads`` of 0 means one a core.
+
+    name: ``cpu``, ``cpu-int8`` or ``onnx-cuda``; raises BackendError if the last cannot run here.
+    """
+
+    on_gpu = False
 
     def __init__(self, graph: Path, threads: int = 0, name: str = "cpu") -> None:
         self.name = name
+        if name == "onnx-cuda":
+            check_cuda()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -31,12 +58,18 @@ class OrtBackend:
         options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
-            self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            self.session = ort.InferenceSession(graph, options, providers=PROVIDERS[name])
         except Exception as error:  # ONNX Runtime's own exception types are not public
             raise ModelError(
                 f"'{graph}' or the weights beside it cannot be loaded ({first_line(error)}); "
                 "reinstall the package"
             ) from error
+        # ONNX Runtime falls back to the CPU with no more than a line in its log.
+        if self.session.get_providers()[0] != PROVIDERS[name][0]:
+            raise BackendError(
+                "ONNX Runtime could not start its CUDA provider; check that CUDA and cuDNN are of "
+                "the versions that onnxruntime-gpu names, or use --backend cpu"
+            )
         shapes = {i.name: i.shape for i in self.session.get_inputs()}
         self.key_dim, self.value_dim = shapes["keys"][-1], shapes["values"][-1]
 
@@ -67,10 +100,13 @@ class OrtBackend:
             self.means = np.zeros((objects, 2), np.float32)
         self.unused = np.zeros((objects, *self.geometry.padded), np.float32)
 
+    def expect(self, frame: Any) -> None:
+        """Nothing is uploaded."""
+
     def step(self, task: StepInput) -> NDArray[np.uint8]:
         mask = np.empty(self.geometry.source, np.uint8)
         inputs = {
-            "frame": task.frame,
+            "frame": frame_to_network(task.frame, self.geometry),
             "keys": self.keys,
             "values": self.values,
             "slots": task.slots,

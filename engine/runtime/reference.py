@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from engine.frames import Geometry
+from engine.frames import Geometry, frame_to_network
 from engine.model import MobileVOS, aggregate, scores, upsample_logits
 from engine.runtime.base import StepInput
 
@@ -17,16 +18,24 @@ F32 = NDArray[np.float32]
 
 
 class ReferenceBackend:
-    """See :class:`engine.runtime.base.Backend`. ``threads`` of 0 leaves PyTorch's setting alone."""
+    """See :class:`engine.runtime.base.Backend`. ``threads`` of 0 leaves PyTorch's setting alone.
+
+    compile: run the stages through ``torch.compile``, which takes its time in the first frames, and
+        again when objects come or go; for comparison.
+    """
 
     name = "reference"
+    on_gpu = False
 
-    def __init__(self, model: MobileVOS, threads: int = 0) -> None:
+    def __init__(self, model: MobileVOS, threads: int = 0, compile: bool = False) -> None:
         if threads:
             torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # Channels last is what fast convolutions want, on CPUs and on tensor cores.
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        if compile:
+            for stage in (self.model.encode_query, self.model.decode, self.model.encode_value):
+                stage.compile()
 
     def open(self, geometry: Geometry) -> None:
         self.geometry = geometry
@@ -45,10 +54,13 @@ class ReferenceBackend:
                 values[:kept, new] = self.values[:kept, old]
         self.keys, self.values = keys, values
 
+    def expect(self, frame: Any) -> None:
+        """Nothing is uploaded early."""
+
     @torch.inference_mode()
     def step(self, task: StepInput) -> NDArray[np.uint8]:
         model, geometry, device = self.model, self.geometry, self.device
-        image = self.preprocess(task.frame)
+        image = self.preprocess(frame_to_network(task.frame, geometry))
         key, features = model.encode_query(image)
         slots = torch.from_numpy(task.slots).to(device)
         readout = model.read_memory(key[0], self.keys, self.values, slots)

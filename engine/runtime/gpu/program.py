@@ -1,0 +1,200 @@
+"""A bundle on a device: its engines deserialised, its kernels loaded. Holds no frame's buffers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.bundle import Bundle, find_bundle, load_bundle
+from engine.errors import BackendError, ModelError
+from engine.frames import Geometry
+from engine.runtime.gpu.driver import Device, Scope
+from engine.runtime.gpu.tensorrt import Context, RuntimeCache, TensorRT
+from kernels import launch
+from kernels.tiles import value_block
+
+#: Tensors that lie in the memory's slots or in the block of controls, not in buffers of their own.
+_ELSEWHERE = {"keys", "values", "slots", "use_given", "active"}
+_SMALLEST_POOL = 4
+ALIGNMENT = 256  # bytes: what TensorRT asks of a tensor's address
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A stage's input or output."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Dense size."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Program:
+    """One bundle, ready for plans. ``objects``: its bucket. ``read``: ``triton`` or ``graph``.
+
+    Raises ModelError: built for other GPUs, another TensorRT, or damaged.
+    """
+
+    def __init__(self, device: Device, tensorrt: TensorRT, bundle: Bundle) -> None:
+        manifest = bundle.manifest
+        self.objects, self.precision, self.read = (
+            manifest.objects,
+            manifest.precision,
+            manifest.read,
+        )
+        self._scope = Scope(device)
+        self._remedy = f"build it again here: {manifest.rebuild_command()}"
+        if manifest.dynamic is not None:
+            raise ModelError(
+                f"'{bundle.folder}' has open sizes (--dynamic), which cannot be captured as one "
+                f"graph for all; {self._remedy}"
+            )
+        tensors: dict[str, Tensor] = {}
+        for stage in manifest.stages.values():
+            for name, t in {**stage.inputs, **stage.outputs}.items():
+                tensors[name] = Tensor(np.dtype(t.dtype), tuple(t.shape))
+        key = tensors["key"]
+        self.dtype, self.key_dim = key.dtype, key.shape[-1]
+        self.value_dim = tensors["value"].shape[-1]
+        self._slots = self._reads = 0
+        if self.read == "graph":
+            self._slots, self._reads = tensors["keys"].shape[0], tensors["slots"].shape[1]
+        # Engines write straight into a slot, unless it begins off TensorRT's alignment, or the
+        # pool is an input as well: outputs must not lie in inputs.
+        self.writes_slots = self.read == "triton" and all(
+            tensors[name].bytes % ALIGNMENT == 0 for name in ("key", "value")
+        )
+        elsewhere = _ELSEWHERE | ({"key", "value"} if self.writes_slots else set())
+        self.shared = {name: t for name, t in tensors.items() if name not in elsewhere}
+        self.cache = None
+        if tensorrt.flavour == "tensorrt-rtx":
+            pin = bundle.sha256[:12]
+            file = bundle.folder.with_name(f"{bundle.folder.name}.{device.arch}.{pin}.cache")
+            self.cache = RuntimeCache(file)
+        try:
+            self._engines = {
+                name: tensorrt.load(self._engine_file(bundle, name), self._remedy)
+                for name in manifest.stages
+            }
+            self.kernels = self._load_kernels(device, bundle)
+        except BaseException:
+            self._scope.close()
+            raise
+        self.scratch = max(engine.scratch for engine in self._engines.values())
+
+    def _engine_file(self, bundle: Bundle, stage: str) -> Path:
+        engines, device = bundle.manifest.stages[stage].engines, self._scope.device
+        if device.arch not in engines:
+            raise ModelError(
+                f"'{bundle.folder}' is built for {', '.join(engines)}, but {device.name} is "
+                f"{device.arch}; {self._remedy}"
+            )
+        return bundle.path(engines[device.arch].file)
+
+    def _load_kernels(self, device: Device, bundle: Bundle) -> dict[str, launch.Kernel]:
+        precision, ck, cv = self.precision, self.key_dim, self.value_dim
+        soft = "fp16" if self.shared["probabilities"].dtype == np.float16 else "fp32"
+        names = {"preprocess": f"preprocess-{precision}", "mask_head": f"mask_head-{soft}"}
+        if self.read == "triton":
+            block = value_block(precision, self.objects, cv)
+            names["memory_read"] = f"memory_read-{precision}-ck{ck}-cv{cv}-v{block}"
+            names["memory_read_merge"] = f"memory_read_merge-{precision}-cv{cv}"
+        kernels = {}
+        for op, name in names.items():
+            try:
+                kernels[op] = launch.load(bundle.folder, name, device.capability)
+            except (OSError, ValueError, KeyError, RuntimeError) as error:
+                raise ModelError(
+                    f"the kernels in '{bundle.folder}' do not run on {device.name} ({error}); "
+                    f"{self._remedy}"
+                ) from None
+            self._scope.keep(kernels[op].unload)
+        return kernels
+
+    def pool_slots(self, wanted: int) -> int:
+        """How many slots the pool gets for ``wanted`` of them."""
+        return max(wanted, self._slots, _SMALLEST_POOL)
+
+    def check(self, table: NDArray[np.int32]) -> None:
+        """Raise BackendError if the engine cannot read these slots [K, R]: one with the read inside
+        has a fixed number of them."""
+        if self.read == "graph" and (table.shape[1] != self._reads or table.max() >= self._slots):
+            raise BackendError(
+                f"this bundle reads {self._reads} of {self._slots} slots for an object, and more "
+                "are needed; use one that was built with --read triton"
+            )
+
+    def context(self, stage: str, addresses: Mapping[str, int], scratch: int) -> Context:
+        """A stage's engine with its tensors at ``addresses``, activations at ``scratch``."""
+        return self._engines[stage].context(scratch, addresses, self.cache)
+
+    def close(self) -> None:
+        """Write the runtime cache, unload the kernels, free the engines."""
+        if self.cache is not None:
+            self.cache.save()
+        self._engines.clear()
+        self._scope.close()
+
+
+class Library:
+    """The bundles of one model and flavour on one device, each loaded when it is first needed.
+
+    folder: where they lie. weights_sha256: of the model's weights, which bundles must be built of.
+    expect_sha256: of the manifest of the one bundle that may be loaded. Takes over ``device``.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        tensorrt: TensorRT,
+        model: str,
+        folder: Path,
+        weights_sha256: str,
+        expect_sha256: str | None = None,
+    ) -> None:
+        self.device, self.flavour = device, tensorrt.flavour
+        self._tensorrt, self._model, self._folder = tensorrt, model, folder
+        self._weights, self._expected = weights_sha256, expect_sha256
+        self._programs: dict[Path, Program] = {}
+        self._closed = False
+
+    def find(self, geometry: Geometry, objects: int, precision: str | None = None) -> Path:
+        """The bundle of the smallest bucket for ``objects``.
+
+        Raises ModelError that names the command to build it, if there is none.
+        """
+        return find_bundle(
+            self._model, geometry.padded, objects, precision, self.flavour, self._folder
+        )
+
+    def program(self, geometry: Geometry, objects: int, precision: str | None = None) -> Program:
+        """The bundle that :meth:`find` finds, loaded; ModelError where it cannot run here."""
+        path = self.find(geometry, objects, precision)
+        if path not in self._programs:
+            bundle = load_bundle(path, self._expected)
+            if bundle.manifest.model_sha256 != self._weights:
+                raise ModelError(
+                    f"'{path}' was built of other weights of {self._model} than those in use; "
+                    f"build it again: {bundle.manifest.rebuild_command()}"
+                )
+            self._programs[path] = Program(self.device, self._tensorrt, bundle)
+        return self._programs[path]
+
+    def close(self) -> None:
+        """Close all that was loaded and release the device; closing twice is fine."""
+        if self._closed:
+            return
+        self._closed = True
+        for program in self._programs.values():
+            program.close()
+        self._programs.clear()
+        self.device.release()

@@ -1,0 +1,134 @@
+"""The GPU backend on stand-ins, with the real graphs in its engines, against `reference`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from doubles.rig import network_bundle, rigged
+from PIL import Image
+
+from engine import runtime
+from engine.masks import resize_ids
+from engine.segmenter import Segmenter
+
+MODEL = "mobilevos-mobilenetv2"
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("network")
+
+
+@pytest.fixture(scope="module")
+def fp32(folder: Path) -> list[Any]:
+    return [network_bundle(folder / "fp32", k, SIZE) for k in (2, 4)]
+
+
+@pytest.fixture
+def reference() -> Iterator[Segmenter]:
+    with Segmenter(runtime.create("reference", MODEL), MODEL, "h") as seg:
+        yield seg
+
+
+@pytest.fixture(scope="module")
+def film(clip) -> tuple[list[np.ndarray], np.ndarray]:
+    """Twenty frames of the demo clip at 64x96, and the first one's mask."""
+    frames, mask = clip
+    small = [np.asarray(Image.fromarray(f).resize(SIZE[::-1])) for f in frames[:20]]
+    return small, resize_ids(mask, SIZE)
+
+
+def played(seg: Segmenter, film: tuple[list[np.ndarray], np.ndarray]) -> list[np.ndarray]:
+    """A video in which objects come and go, past the borders of the buckets."""
+    frames, mask = film
+    masks = []
+    for i, frame in enumerate(frames):
+        new = None
+        if i in (4, 8, 10):  # 2, 3 and again 3 objects
+            new = np.zeros_like(mask)
+            new[40:60, 5 * i : 5 * i + 14] = i
+        if i in (9, 14):
+            seg.remove(8 if i == 9 else 4)
+        masks.append(seg.step(frame, new) if i else seg.start(frame, mask))
+    return masks
+
+
+def overlap(a: list[np.ndarray], b: list[np.ndarray]) -> float:
+    """Pooled IoU: pixels of equal id over pixels that either marks."""
+    both = sum(((x == y) & (x > 0)).sum() for x, y in zip(a, b, strict=True))
+    either = sum(((x > 0) | (y > 0)).sum() for x, y in zip(a, b, strict=True))
+    assert either > 20 * 100, "the objects are there"
+    return float(both / either)
+
+
+def test_masks_are_the_references(fp32, film, reference):
+    want = played(reference, film)
+    with rigged(fp32) as rig, Segmenter(rig.backend(), MODEL, "h") as seg:
+        got = played(seg, film)
+        assert seg.ids == reference.ids == (1, 10)
+        np.testing.assert_allclose(seg.probabilities, reference.probabilities, atol=1e-3)
+        np.testing.assert_allclose(seg._backend.scores(), reference._backend.scores(), atol=1e-4)
+        ours, theirs = seg.state_dict(), reference.state_dict()
+        np.testing.assert_allclose(ours["keys"], theirs["keys"], atol=1e-3)
+        np.testing.assert_allclose(ours["values"], theirs["values"], atol=1e-2, rtol=1e-3)
+        # What one backend saved, another goes on from.
+        reference.load_state_dict({k: np.array(v) for k, v in ours.items()})
+        frame = film[0][5]
+        assert overlap([seg.step(frame)] * 20, [reference.step(frame)] * 20) >= 0.999
+    assert overlap(got, want) >= 0.999
+
+
+def test_half_precision(folder, film, reference):
+    frames, mask = film
+    want = list(reference.segment(frames, mask))
+    bundle = network_bundle(folder / "fp16", 1, SIZE, "fp16")
+    with rigged([bundle]) as rig, Segmenter(rig.backend(), MODEL, "h") as seg:
+        got = list(seg.segment(frames, mask))
+        assert seg._backend.memory()[0].dtype == np.float32
+    agreed = overlap(got, want)
+    print(f"IoU of fp16 with the reference: {agreed:.5f}")
+    assert 0.99 <= agreed < 1
+
+
+def test_one_engine_with_the_read_inside(folder, film, reference):
+    frames, mask = film[0][:8], film[1]
+    want = list(reference.segment(frames, mask))
+    bundle = network_bundle(folder / "graph", 1, SIZE, read="graph")
+    with rigged([bundle]) as rig, Segmenter(rig.backend(), MODEL, "h") as seg:
+        assert overlap(list(seg.segment(frames, mask)) * 3, want * 3) >= 0.999
+
+
+def test_frames_larger_than_the_network_are_shrunk_on_the_gpu(fp32, clip, reference):
+    """In floating point, where the host's Pillow rounds to 8 bits: nearly the same masks."""
+    frames = [np.asarray(Image.fromarray(f).resize((192, 128))) for f in clip[0][:12]]
+    mask = resize_ids(clip[1], (128, 192))
+    reference.size = 64
+    want = list(reference.segment(frames, mask))
+    with rigged(fp32) as rig, Segmenter(rig.backend(), MODEL, "h", size=64) as seg:
+        got = list(seg.segment(frames, mask))
+        assert got[0].shape == (128, 192)
+    agreed = overlap(got, want)
+    print(f"IoU of shrinking in floating point with Pillow's: {agreed:.5f}")
+    assert agreed >= 0.98
+
+
+def test_the_kernels_themselves_in_the_interpreter(fp32, film, reference, monkeypatch):
+    """The other tests' kernels are their references; here Triton's interpreter runs the source."""
+    monkeypatch.syspath_prepend(Path(__file__).parent / "kernels")
+    from interpreted import Interpreter
+
+    frames, mask = film[0][:3], film[1]
+    want = list(reference.segment(frames, mask))
+    worker = Interpreter()
+    try:
+        with rigged(fp32, interpreter=worker) as rig, Segmenter(rig.backend(), MODEL, "h") as seg:
+            got = list(seg.segment(frames, mask))
+            assert rig.machine.log.count("memory_read") == 3
+    finally:
+        worker.close()
+    assert overlap(got * 7, want * 7) >= 0.999
