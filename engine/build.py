@@ -101,6 +101,7 @@ def build(options: Options, say: Say = print) -> list[Path]:
 def report(options: Options, say: Say = print) -> None:
     """Print each model's costs, bounds and what TensorRT would reformat; builds nothing."""
     from engine.model import load
+    from engine.report import ReadShape
     from engine.report import report as layer_report
     from engine.stages import stage_graphs
 
@@ -108,9 +109,9 @@ def report(options: Options, say: Say = print) -> None:
         model = load(name, find(name, options.weights)[0])
         for k in options.objects:
             graphs = stage_graphs(model, options.size, k, options.precision, options.read)
-            tokens, width = options.size[0] * options.size[1] // 256, model.config.value_dim
-            say(f"{name}, {options.size[0]}x{options.size[1]}, {k} object(s), {options.precision}")
-            say(layer_report(graphs, options.precision, (k, tokens, width)))
+            read = ReadShape(options.size[0] * options.size[1] // 256, objects=k)
+            say(f"# {name}, {options.size[0]}x{options.size[1]}, {k} object(s)\n")
+            say(layer_report(graphs, options.precision, read if options.read == "triton" else None))
 
 
 def _models(options: Options) -> tuple[str, ...]:

@@ -145,7 +145,7 @@ def write_bundle(out: Path, manifest: Manifest, files: Mapping[str, bytes]) -> P
     """
     hashed = {n: File(hashlib.sha256(b).hexdigest(), len(b)) for n, b in sorted(files.items())}
     complete = asdict(manifest) | {"files": {n: asdict(f) for n, f in hashed.items()}}
-    text = json.dumps(complete, indent=1, sort_keys=True) + "\n"
+    text = json.dumps(complete, indent=1) + "\n"
     folder = out / manifest.name
     make_folder(out)
     with output_errors(folder):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -125,8 +125,19 @@ def _short(value: Any) -> Any:
     return float(f"{value:.3g}") if isinstance(value, float) else value
 
 
+class Runner(Protocol):
+    """What runs stages. one_graph: there is the one stage ``step``."""
+
+    one_graph: bool
+
+    def run(self, stage: str, inputs: Arrays) -> Arrays:
+        """Run a stage on inputs of any float type; returns its outputs in their own."""
+
+
 class Reference:
     """The stages in PyTorch, fp32."""
+
+    one_graph = False
 
     def __init__(self, model: MobileVOS) -> None:
         self.encode, self.decode = EncodeQuery(model).eval(), Decode(model).eval()
@@ -153,6 +164,7 @@ class OnnxStages:
             name: ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
             for name, graph in graphs.items()
         }
+        self.one_graph = "step" in self.sessions
 
     def run(self, stage: str, inputs: Arrays) -> Arrays:
         """Run a graph; inputs are cast to what it declares."""
@@ -177,9 +189,8 @@ class Loop:
     Slots 0 and 1 take turns, slot 2 is the objects' anchor; the pool has K + 2.
     """
 
-    def __init__(self, stages: Reference | OnnxStages, objects: int, dims: tuple[int, int]) -> None:
+    def __init__(self, stages: Runner, objects: int, dims: tuple[int, int]) -> None:
         self.stages, self.objects = stages, objects
-        self.one_graph = isinstance(stages, OnnxStages) and "step" in stages.sessions
         tokens, width = dims
         self.keys = np.zeros((objects + 2, tokens, width), np.float32)
         self.values = np.zeros((objects + 2, objects, tokens, width), np.float32)
@@ -192,7 +203,7 @@ class Loop:
         if not first:
             slots[:, 0] = 2
         memory: Arrays = {"keys": self.keys, "values": self.values, "slots": slots}
-        if self.one_graph:
+        if self.stages.one_graph:
             return self.stages.run("step", {"image": image, **memory, **masks})
         query = self.stages.run("encode_query", {"image": image})
         narrow = query["key"].dtype
@@ -227,7 +238,7 @@ def compare(
     clip: Clip,
     objects: int,
     precision: str,
-    stages: OnnxStages | None = None,
+    stages: Runner | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> Parity:
     """Run the clip through the reference and through ``graphs``; ``tick`` is called each frame.
@@ -290,10 +301,10 @@ def difference(want: NDArray[Any], got: NDArray[Any]) -> Difference:
 
 
 def _alone(
-    runner: OnnxStages, image: NDArray[Any], want: Arrays, got: Arrays, masks: Arrays
+    runner: Runner, image: NDArray[Any], want: Arrays, got: Arrays, masks: Arrays
 ) -> dict[str, dict[str, Difference]]:
     """Each stage on the reference's inputs."""
-    if "step" in runner.sessions:
+    if runner.one_graph:
         return {"step": {n: difference(want[n], got[n]) for n in OUTPUTS["step"]}}
     decoded = runner.run("decode", decode_inputs(image, want["readout"], want, masks))
     return {

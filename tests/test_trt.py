@@ -77,6 +77,7 @@ def test_one_engine_for_several_targets():
         (product(), "sm_75", "FP32 GEMM is not supported"),
         (b"not an onnx graph", "sm_86", "parse"),
     ],
+    ids=["fp32 product on Turing", "noise"],
 )
 def test_a_refusal_is_one_line_with_tensorrts_reason(graph, target, reason):
     with pytest.raises(BackendError, match=reason) as caught:

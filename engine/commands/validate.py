@@ -48,9 +48,7 @@ def validate(
     dtypes = _boundaries(bundle)
     for line in dtypes:
         say(f"  {line}")
-    figures, failures = _compare(bundle, path, frames, say)
-    engines = _engines(bundle)
-    say(f"  engines: {engines}")
+    figures, failures, engines = _compare(bundle, path, frames, say)
     result = {
         "manifest_sha256": bundle.sha256,
         "onnxruntime": figures,
@@ -70,27 +68,45 @@ def validate(
 
 def _compare(
     bundle: Bundle, weights: Path, frames: int, say: Callable[[str], None]
-) -> tuple[dict[str, Any], list[str]]:
-    """Each set of graphs that the bundle holds against PyTorch: figures and failures."""
+) -> tuple[dict[str, Any], list[str], Any]:
+    """Each set of graphs, and the engines where they can run, against PyTorch.
+
+    Returns the graphs' figures, what fails, and the engines' figures or why there are none.
+    """
     from engine.clips import demo_clip
     from engine.model import load
-    from engine.parity import compare, table
+    from engine.parity import Parity, Runner, compare, table
 
     m = bundle.manifest
     model, clip = load(m.model, weights), demo_clip(m.size, frames)
-    figures: dict[str, Any] = {}
     failures: list[str] = []
+
+    def one(what: str, graphs: dict[str, bytes], runner: Runner | None) -> Parity:
+        found = compare(model, graphs, clip, m.objects, m.precision, runner)
+        say(f"  {what} against PyTorch in fp32:")
+        for line in table(found):
+            say(line)
+        bad = sum(d.not_finite for outputs in found.stages.values() for d in outputs.values())
+        say(f"    values that are not finite: {bad}")
+        failures.extend(f"{what}: {failure}" for failure in found.failures())
+        return found
+
+    figures: dict[str, Any] = {}
+    engines: Any = _why_not(bundle)
+    here = device_target()
     for files, targets in _forms(bundle).items():
         graphs = {s: bundle.path(f).read_bytes() for s, f in zip(m.stages, files, strict=True)}
-        parity = compare(model, graphs, clip, m.objects, m.precision)
-        say(f"  against PyTorch in fp32, graphs for {', '.join(targets)}, in ONNX Runtime:")
-        for line in table(parity):
-            say(line)
-        bad = sum(d.not_finite for outputs in parity.stages.values() for d in outputs.values())
-        say(f"    values that are not finite: {bad}")
-        figures[",".join(targets)] = parity.summary()
-        failures += parity.failures()
-    return figures, failures
+        names = ", ".join(targets)
+        found = one(f"graphs for {names} in ONNX Runtime", graphs, None)
+        figures[",".join(targets)] = found.summary()
+        if not engines and here in targets:
+            from engine.trt_run import EngineStages
+
+            with EngineStages(bundle, here) as runner:
+                engines = one(f"engines for {here}", graphs, runner).summary()
+    if isinstance(engines, str):
+        say(f"  engines: {engines}")
+    return figures, failures, engines
 
 
 def _forms(bundle: Bundle) -> dict[tuple[str, ...], list[str]]:
@@ -116,11 +132,11 @@ def _boundaries(bundle: Bundle) -> list[str]:
     ]
 
 
-def _engines(bundle: Bundle) -> str:
-    """Whether the engines can run here; ONNX Runtime alone is what was compared."""
+def _why_not(bundle: Bundle) -> str:
+    """Why the engines cannot run here; empty if they can."""
     here, targets = device_target(), ", ".join(bundle.manifest.targets)
     if here is None:
         return "not run: there is no NVIDIA GPU here (no driver or no device)"
     if here not in bundle.manifest.targets:
         return f"not run: they are for {targets}, the GPU here is {here}"
-    return "not run by this command"
+    return ""
