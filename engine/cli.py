@@ -74,6 +74,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="finite: remember the first and the most recent frame (default); infinite: every "
         "fifth frame too, slower and larger with every frame",
     )
+    group.add_argument(
+        "--tta",
+        action="store_true",
+        help="average with what the network makes of the mirrored frames: twice the time",
+    )
 
 
 def _add_segment(commands: Any) -> None:
@@ -244,6 +249,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         options.threads,
         options.weights or FOLDER,
         options.memory,
+        options.tta,
     ) as segmenter:
         evaluate(segmenter, options.davis, options.sequences, options.out)
 
@@ -276,6 +282,7 @@ def _job_options(options: argparse.Namespace, **more: Any) -> Any:
         "threads",
         "weights",
         "memory",
+        "tta",
     ]
     return SegmentOptions(**{name: getattr(options, name) for name in shared}, **more)
 

@@ -64,14 +64,19 @@ def masks_to_network(
     Resized as the frame is, and padded by repeating the last row and column as the frame is.
     """
     h, w = geometry.network
-    bottom, right = geometry.padded[0] - h, geometry.padded[1] - w
-    planes = np.empty((len(ids), *geometry.padded), np.float32)
+    planes = np.empty((len(ids), h, w), np.float32)
     for plane, label in zip(planes, ids, strict=True):
         one = (mask == label).astype(np.float32)
         if geometry.network != geometry.source:
             one = np.asarray(Image.fromarray(one).resize((w, h), Image.Resampling.BILINEAR))
-        plane[:] = np.pad(one, ((0, bottom), (0, right)), mode="edge")
-    return planes
+        plane[:] = one
+    return pad_planes(planes, geometry)
+
+
+def pad_planes(planes: NDArray[np.float32], geometry: Geometry) -> NDArray[np.float32]:
+    """Pad [P, h, w] to [P, H, W] by repeating the last row and column, as the frame is."""
+    (h, w), (height, width) = geometry.network, geometry.padded
+    return np.pad(planes, ((0, 0), (0, height - h), (0, width - w)), mode="edge")
 
 
 def probabilities_to_source(

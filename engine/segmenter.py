@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from engine import runtime
 from engine.background import prefetch
 from engine.bundle import DEFAULT_FOLDER
+from engine.confidence import LostWatch
 from engine.errors import EngineError, InputError, StateError
 from engine.frames import (
     Geometry,
@@ -27,6 +29,7 @@ from engine.frames import (
 from engine.memory import Memory, check_policy
 from engine.runtime.base import Backend, GpuBackend, StepInput
 from engine.runtime.gpu.arrays import device_shape, on_device
+from engine.tta import FlipBackend
 from engine.weights import FOLDER, file_hash, find
 
 Frame = NDArray[np.uint8]  # [H, W, 3], RGB
@@ -63,9 +66,11 @@ class Segmenter:
         model_hash: str,
         size: int = 480,
         memory: str = "finite",
+        tta: bool = False,
         output: str = "numpy",
     ) -> None:
-        self._backend, self.output = backend, check_output(output, backend)
+        self._backend, self.tta = backend, tta
+        self.output = check_output(output, backend)
         self.memory = check_policy(memory)
         self.model, self.model_hash, self.size = model, model_hash, size
         self._closed = False
@@ -81,6 +86,7 @@ class Segmenter:
         threads: int | None = None,
         weights: Path | str = FOLDER,
         memory: str = "finite",
+        tta: bool = False,
         output: str = "numpy",
         bundles: Path | str = DEFAULT_FOLDER,
         expect_sha256: str | None = None,
@@ -97,6 +103,7 @@ class Segmenter:
         weights: another folder to take the model's files from.
         memory: ``finite``, the frame where an object was given and the most recent one; or
             ``infinite``, also every fifth frame: slower and larger with every frame.
+        tta: average with what the network makes of the mirrored frames: twice the time.
         output: ``numpy``, or on a GPU backend ``dlpack``: masks stay on the GPU, as arrays for
             DLPack and ``__cuda_array_interface__``, complete when they are returned.
         bundles: the folder of the bundles that ``python -m engine.build`` wrote.
@@ -112,10 +119,12 @@ class Segmenter:
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}; give 1 or more, or leave it out")
         check_policy(memory)
-        loaded = runtime.create(
-            backend, model, Path(weights), threads or 0, Path(bundles), expect_sha256
-        )
-        return cls(loaded, model, file_hash(find(model, Path(weights))[0]), size, memory, output)
+        options = backend, model, Path(weights), threads or 0, Path(bundles), expect_sha256
+        loaded = runtime.create(*options)
+        if tta:
+            loaded = FlipBackend(loaded, runtime.create(*options))
+        sha256 = file_hash(find(model, Path(weights))[0])
+        return cls(loaded, model, sha256, size, memory, tta, output)
 
     def start(self, frame: Frame, mask: Mask) -> Mask:
         """Begin a video with its first frame [H, W, 3] and the mask [H, W] of its objects.
@@ -176,6 +185,10 @@ class Segmenter:
                 on_gpu=self.output == "dlpack" and mask is None,
             )
         )
+        pixels = math.prod(geometry.padded)
+        lost = self._watch.lost(memory.ids, backend.scores(), pixels, given=ids)
+        self._copy(memory.last, memory.hold(lost))
+        self._lost_frames.update(memory.held.keys())
         memory.turn()
         self._copy(memory.last, memory.keep(ids))
         if mask is not None:
@@ -233,12 +246,16 @@ class Segmenter:
         if label not in self._memory.ids:
             raise InputError(f"no object {label} to remove; followed are: {self.ids}")
         self._arrange(self._memory.remove(label))
+        self._watch.remove(label)
+        self._lost_frames.pop(label, None)
 
     def reset(self) -> None:
         """Forget the video; the next call is ``start``."""
         self._geometry = None
         self._memory = Memory(self.memory)
         self._slots = 0  # of the backend's pool
+        self._watch = LostWatch()
+        self._lost_frames: Counter[int] = Counter()
         self._times: deque[float] = deque(maxlen=TIMED)
         self._frames = 0
 
@@ -251,6 +268,20 @@ class Segmenter:
     def ids(self) -> tuple[int, ...]:
         """Ids of the objects that are followed, in the order in which they came."""
         return tuple(self._memory.ids)
+
+    @property
+    def lost(self) -> tuple[int, ...]:
+        """Those of the ``ids`` that the last frame lost; each goes on from where it was last seen.
+
+        Told by :mod:`engine.confidence`; the mask of a lost object is what the network makes of it
+        all the same, often nothing.
+        """
+        return tuple(label for label in self._memory.ids if label in self._memory.held)
+
+    @property
+    def lost_frames(self) -> dict[int, int]:
+        """Of each of the ``ids``, in how many frames since ``start`` it was lost."""
+        return {label: self._lost_frames[label] for label in self._memory.ids}
 
     @property
     def probabilities(self) -> NDArray[np.float32]:
@@ -276,20 +307,29 @@ class Segmenter:
             "keys": keys[:used],
             "values": values[:used],
             **memory.state_dict(),
+            "usual": self._watch.state(memory.ids),
+            "lost_frames": np.array(list(self.lost_frames.values()), np.int64),
             "source": np.array(geometry.source),
             "size": np.array(self.size),
             "model_hash": np.array(self.model_hash),
+            "tta": np.array(self.tta),
         }
 
     def load_state_dict(self, state: dict[str, NDArray[np.generic]]) -> None:
         """Go on where :meth:`state_dict` was taken; the masks will be the same.
 
-        Raises InputError if the state is of another model, size or memory.
+        Raises InputError if the state is of another model or of other options.
         """
-        ours = (self.model_hash, str(self.size), self.memory)
-        if tuple(str(state[name]) for name in ("model_hash", "size", "policy")) != ours:
+        ours = {
+            "model_hash": self.model_hash,
+            "size": self.size,
+            "policy": self.memory,
+            "tta": self.tta,
+        }
+        if any(str(state[name]) != str(value) for name, value in ours.items()):
             raise InputError(
-                "the saved state is of another model, size or memory; use the same ones as before"
+                "the saved state is of another model, size, memory or tta; load the segmenter with "
+                "the same as before"
             )
         self.reset()
         height, width = (int(x) for x in state["source"])
@@ -297,6 +337,9 @@ class Segmenter:
         self._backend.open(self._geometry)
         self._backend.restore(state["keys"].astype(np.float32), state["values"].astype(np.float32))
         self._memory.load_state_dict(state)
+        self._watch.restore(self._memory.ids, state["usual"].astype(np.float64))
+        counts = map(int, state["lost_frames"])
+        self._lost_frames = Counter(dict(zip(self._memory.ids, counts, strict=True)))
         self._arrange(range(len(self._memory.ids)))
 
     def _started(self) -> Geometry:

@@ -70,6 +70,7 @@ class FakeSegmenter:
 
     def __init__(self) -> None:
         self.sum = 0
+        self.lost_frames = {7: 2}
         self.ids_now = np.zeros(SIZE, np.uint8)
 
     @property

@@ -62,8 +62,11 @@ def test_one_step_with_the_memory_forced(backend, reference, rng, height, width,
     for b in (reference, backend):
         poison(b, geometry, keys, values)
         ids_mask = b.step(task)
-        results.append((ids_mask, b.probabilities().copy(), *b.memory()))
-    (mask_a, soft_a, keys_a, values_a), (mask_b, soft_b, keys_b, values_b) = results
+        results.append((ids_mask, b.probabilities().copy(), *b.memory(), b.scores().copy()))
+    (mask_a, soft_a, keys_a, values_a, scores_a), (mask_b, soft_b, keys_b, values_b, scores_b) = (
+        results
+    )
+    np.testing.assert_allclose(scores_b, scores_a, atol=1e-3)
     assert mask_b.dtype == np.uint8 and mask_b.shape == (height, width)
     np.testing.assert_allclose(keys_b[0], keys_a[0], atol=1e-3)
     np.testing.assert_allclose(soft_b, soft_a, atol=1e-3)

@@ -62,6 +62,11 @@ def test_interrupted_and_resumed(segment, tmp_path, monkeypatch):
     assert segment(video, mask, tmp_path / "whole") == 0
     assert len(masks(tmp_path / "out")) == 10
     assert masks(tmp_path / "out") == masks(tmp_path / "whole")
+    lost = [
+        json.loads((tmp_path / d / "summary.json").read_text())["frames_lost"]
+        for d in ("out", "whole")
+    ]
+    assert lost[0] == lost[1] and lost[0].keys() == {"7"}
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["frames"] == 10 and summary["frames_resumed"] == 6
     assert summary["backend"] == "cpu" and summary["p50_ms"] > 0 and summary["model"] == MODEL

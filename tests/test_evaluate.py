@@ -52,6 +52,7 @@ class Answers:
     """A segmenter that returns ``answer(t)`` for frame t of every sequence."""
 
     model, model_hash, backend, size = "fake", "0" * 12, "cpu", 480
+    memory, tta = "finite", False
 
     def __init__(self, answer) -> None:
         self.answer, self.starts, self.seen = answer, [], []
@@ -159,8 +160,8 @@ def test_the_table_and_the_files(tmp_path):
         with Image.open(path) as image:
             assert image.mode == "P"
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
-    assert {k: scores[k] for k in ("model", "model_hash", "backend", "size")} == {
-        "model": "fake", "model_hash": "0" * 12, "backend": "cpu", "size": 480,
+    assert {k: scores[k] for k in ("model", "backend", "size", "memory", "tta")} == {
+        "model": "fake", "backend": "cpu", "size": 480, "memory": "finite", "tta": False,
     }  # fmt: skip
     assert scores["mean"] == pytest.approx({"j": 2 / 3, "f": 2 / 3, "jf": 2 / 3})
     assert scores["objects"][2] == {"sequence": "ant", "object": 1, "j": 0.0, "f": 0.0, "fps": 25.0}
@@ -199,8 +200,10 @@ def command(monkeypatch):
 def test_the_command(tmp_path, command, capsys):
     root = davis(tmp_path / "davis", {"ant": 1, "bee": 2})
     options = ["--sequences", "bee", "--model", "m", "--size", 240, "--backend", "cpu"]
+    options += ["--memory", "infinite", "--tta"]
     assert command(root, *options, "--out", tmp_path / "out", "--threads", 2) == 0
     assert command.loaded[0][:4] == ("m", "cpu", 240, 2)
+    assert command.loaded[0][5:] == ("infinite", True)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["sequence", "bee", "bee", "mean"]
     assert (tmp_path / "out" / "scores.json").is_file()

@@ -140,7 +140,7 @@ def test_the_infinite_memory_reads_every_fifth_frame(frames, mask, backend):
     with Segmenter.load(MODEL, backend, threads=2) as finite:
         same = list(map(np.array_equal, finite.segment(frames[:13], mask), straight))
         assert all(same[:7]) and not all(same[7:]), "frame 7 is the first with more to read"
-        with pytest.raises(InputError, match="another model, size or memory"):
+        with pytest.raises(InputError, match="another model, size, memory or tta"):
             finite.load_state_dict(state)
 
 
@@ -148,7 +148,7 @@ def test_state_of_another_model_is_refused(seg, frames, mask):
     seg.start(frames[0], mask)
     state = seg.state_dict()
     state["model_hash"] = np.array("another")
-    with pytest.raises(InputError, match="another model, size or memory"):
+    with pytest.raises(InputError, match="another model, size, memory or tta"):
         seg.load_state_dict(state)
 
 

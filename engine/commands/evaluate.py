@@ -123,6 +123,7 @@ def evaluate(
             "backend": segmenter.backend,
             "size": segmenter.size,
             "memory": segmenter.memory,
+            "tta": segmenter.tta,
             "mean": {"j": mean(scores, "j"), "f": mean(scores, "f"), "jf": mean(scores, "jf")},
             "objects": [asdict(s) for s in scores],
         }

@@ -44,6 +44,7 @@ class SegmentOptions:
     threads: int | None = None
     weights: Path | None = None
     memory: str = "finite"
+    tta: bool = False
     credit: str | None = None
 
     def told(self) -> dict[str, Any]:
@@ -67,6 +68,7 @@ def load_segmenter(options: SegmentOptions) -> Any:
         options.threads,
         options.weights or FOLDER,
         options.memory,
+        options.tta,
     )
 
 

@@ -18,7 +18,7 @@ class StepInput:
 
     frame:  uint8 [H0, W0, 3], RGB at the source's resolution: NumPy, or for a backend that is
         ``on_gpu`` any array on the GPU (DLPack or ``__cuda_array_interface__``), contiguous.
-    slots:  int32 [K, 2], the memory slots that each object reads, −1 for none.
+    slots:  int32 [K, R], the memory slots that each object reads, −1 for none; R may change.
     labels: uint8 [K+1], what to write into the mask: 0, then the objects' ids.
     write:  the slot that takes this frame's key and values; never one of ``slots``.
     given:  fp32 [K, H, W] in 0…1, or None if no mask is given.

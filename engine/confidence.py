@@ -1,0 +1,82 @@
+"""Which objects a frame lost, told from the soft masks alone.
+
+An object's confidence is Σp²/Σp over all pixels: the mean of p weighted by p itself, 1 for a mask
+of zeros and ones. How high it is in a good frame depends on the object – outlines and small parts
+are soft – so each object is compared with itself: it is lost when its confidence falls well below
+its usual one. A mask that is wrong but sure of itself is not noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class LostRule:
+    """When an object counts as lost.
+
+    ratio: below this share of its usual confidence.
+    floor: below this confidence, whatever is usual.
+    area: with a Σp below so many pixels of the network's resolution.
+    seen_rate: how fast the usual confidence follows that of a frame in which the object is seen.
+    lost_rate: likewise while it is lost: an object that stays as soft as that is so by nature, and
+        is followed again after a second or so.
+    """
+
+    ratio: float = 0.93
+    floor: float = 0.6
+    area: float = 16.0
+    seen_rate: float = 0.1
+    lost_rate: float = 0.02
+
+
+class LostWatch:
+    """Judges the objects of one video, frame by frame."""
+
+    def __init__(self, rule: LostRule | None = None) -> None:
+        self.rule = rule or LostRule()
+        self.usual: dict[int, float] = {}  # id → usual confidence
+
+    def lost(
+        self,
+        ids: Sequence[int],
+        scores: NDArray[np.float32],
+        pixels: int,
+        given: Collection[int] = (),
+    ) -> set[int]:
+        """The ids that a frame lost, by their scores [K, 2] (see `engine.model.scores`).
+
+        ``pixels``: how many the scores are means of. ``given``: ids whose mask was given in this
+        frame; they are not lost, and what is usual for them is learnt anew.
+        """
+        rule, lost = self.rule, set()
+        for label, (mean, square) in zip(ids, scores.tolist(), strict=True):
+            if label in given:
+                self.usual.pop(label, None)
+                continue
+            confidence = square / mean if mean > 0 else 0.0
+            usual = self.usual.get(label, confidence)
+            gone = confidence < max(rule.floor, rule.ratio * usual) or mean * pixels < rule.area
+            if gone:
+                lost.add(label)
+            if confidence >= rule.floor:
+                rate = rule.lost_rate if gone else rule.seen_rate
+                self.usual[label] = usual + rate * (confidence - usual)
+        return lost
+
+    def remove(self, label: int) -> None:
+        """Forget an object."""
+        self.usual.pop(label, None)
+
+    def state(self, ids: Sequence[int]) -> NDArray[np.float64]:
+        """The usual confidences of ``ids``, NaN where there is none yet; see :meth:`restore`."""
+        return np.array([self.usual.get(label, np.nan) for label in ids])
+
+    def restore(self, ids: Sequence[int], state: NDArray[np.float64]) -> None:
+        """Go on where :meth:`state` was taken."""
+        pairs = zip(ids, state.tolist(), strict=True)
+        self.usual = {label: usual for label, usual in pairs if not np.isnan(usual)}
