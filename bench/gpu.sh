@@ -11,11 +11,19 @@ cd "$(dirname "$0")/.." || exit 2
 out=${1:-build/gpu}
 mkdir -p "$out" || exit 2
 python=${PYTHON:-python}
+end=$((SECONDS + ${SECONDS_AT_MOST:-600}))
 failed=0
 
 part() { # name, seconds, command…
     local name=$1 seconds=$2 began=$SECONDS
     shift 2
+    local left=$((end - began))
+    [ "$seconds" -gt "$left" ] && seconds=$left
+    if [ "$seconds" -le 0 ]; then
+        echo "== $name: not run, the ten minutes are over"
+        failed=1
+        return
+    fi
     echo "== $name: $*"
     timeout "$seconds" "$@" >"$out/$name.txt" 2>&1
     local code=$?
@@ -34,8 +42,8 @@ if ! nvidia-smi >"$out/gpu.txt" 2>&1; then
     exit 2
 fi
 part info 30 "$python" -m engine info
-part build 120 "$python" -m engine.build --fp16 --objects 1 2 --out "$out/bundles"
-for bundle in "$out"/bundles/*/; do
+part build 120 "$python" -m engine.build --fp16 --objects 1 2
+for bundle in build/bundles/*-fp16-*/; do
     [ -f "$bundle/manifest.json" ] || continue
     part "validate-$(basename "$bundle")" 60 "$python" -m engine validate "$bundle" --frames 4
 done

@@ -119,15 +119,12 @@ class Segmenter:
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}; give 1 or more, or leave it out")
         check_policy(memory)
-
-        def load_one() -> Backend:
-            return runtime.create(
-                backend, model, Path(weights), threads or 0, Path(bundles), expect_sha256
-            )
-
-        loaded = FlipBackend(load_one(), load_one()) if tta else load_one()
-        model_hash = file_hash(find(model, Path(weights))[0])
-        return cls(loaded, model, model_hash, size, memory, tta, output)
+        options = backend, model, Path(weights), threads or 0, Path(bundles), expect_sha256
+        loaded = runtime.create(*options)
+        if tta:
+            loaded = FlipBackend(loaded, runtime.create(*options))
+        sha256 = file_hash(find(model, Path(weights))[0])
+        return cls(loaded, model, sha256, size, memory, tta, output)
 
     def start(self, frame: Frame, mask: Mask) -> Mask:
         """Begin a video with its first frame [H, W, 3] and the mask [H, W] of its objects.

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import BackendError
 from engine.frames import Geometry, pad_planes, probabilities_to_source
 from engine.runtime.base import Backend, StepInput
 
@@ -24,21 +23,12 @@ F32 = NDArray[np.float32]
 class FlipBackend:
     """See :class:`engine.runtime.base.Backend`. Takes over two backends of the same model.
 
-    Raises BackendError, and closes both, if they are on a GPU.
-
     Its memory is theirs, side by side in the last axis: keys [S, N, 2·Ck], values [S, K, N, 2·Cv].
     """
 
     on_gpu = False
 
     def __init__(self, straight: Backend, mirrored: Backend) -> None:
-        if straight.on_gpu:
-            for view in (straight, mirrored):
-                view.close()
-            raise BackendError(
-                f"tta works on the CPU and in PyTorch, not on backend '{straight.name}'; leave tta "
-                "out, or choose the backend reference"
-            )
         self.name = straight.name
         self.views = straight, mirrored
 
@@ -53,7 +43,7 @@ class FlipBackend:
             view.arrange(columns, slots)
 
     def expect(self, frame: Any) -> None:
-        pass
+        """Neither view knows: each would need its own copy of the frame."""
 
     def step(self, task: StepInput) -> NDArray[np.uint8]:
         straight, mirrored = self.views

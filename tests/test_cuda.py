@@ -553,7 +553,6 @@ def test_the_users_way(toys):
 
 @pytest.mark.parametrize(("changes", "text"), [
     ({"model_sha256": "0" * 64}, "built of other weights of mobilevos-mobilenetv2"),
-    ({"dynamic": ((64, 64), (96, 96))}, "open sizes"),
 ])  # fmt: skip
 def test_bundles_that_are_refused(toys, tmp_path, changes, text):
     made = toy_bundle(tmp_path, 1, SIZE, **changes)
@@ -562,6 +561,18 @@ def test_bundles_that_are_refused(toys, tmp_path, changes, text):
         with backend as seg, pytest.raises(ModelError, match=text):
             seg.start(video(1)[0], squares(1))
         assert not any(rig.machine.live().values()), rig.machine.live()
+
+
+@pytest.mark.parametrize("read", ["triton", "graph"])
+def test_bundles_of_open_sizes(tmp_path, read):
+    """Their shapes are set from the video's size, and then they give what a fixed one gives."""
+    frames = video(5)
+    masks = []
+    for name, dynamic in (("fixed", None), ("open", ((32, 32), (128, 128)))):
+        made = toy_bundle(tmp_path / name, 1, SIZE, read=read, dynamic=dynamic)
+        with rigged([made]) as rig, load(rig) as seg:
+            masks.append(list(seg.segment(frames, squares(1))))
+    np.testing.assert_array_equal(*masks)
 
 
 def test_a_damaged_engine_is_refused_before_it_is_loaded(tmp_path):

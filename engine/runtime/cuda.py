@@ -200,7 +200,7 @@ class CudaBackend:
         if self._plan is None:
             return np.zeros(shape, np.float32)
         self.device.use()
-        dtype = self._plan.program.shared["probabilities"].dtype
+        dtype = self._plan.shared["probabilities"].dtype
         soft = fetch(self.compute, self._plan.buffers["probabilities"], shape, dtype)
         return soft.astype(np.float32, copy=False)
 

@@ -20,6 +20,7 @@ from doubles.code import Code
 from doubles.machine import Machine
 from doubles.rtx import Graph, Tensor, Toy
 from engine import bundle
+from engine.stages import open_axes
 from engine.weights import find
 from kernels import aot
 
@@ -106,8 +107,8 @@ def write(
         files[engine] = f"{name} {objects} {size} {precision} {read}".encode()
         files[f"{name}.onnx"] = b"graph of a stand-in"
         stages[name] = bundle.Stage(
-            inputs=_told(graph.inputs),
-            outputs=_told(graph.outputs),
+            inputs=_told(graph.inputs, graph.open),
+            outputs=_told(graph.outputs, set(OPEN_OUTPUTS) if graph.open else set()),
             onnx={ARCH: f"{name}.onnx"},
             engines={ARCH: bundle.Engine(engine, 4096, 0)},
         )
@@ -131,8 +132,17 @@ def write(
     return Made(bundle.write_bundle(out, replace(manifest, **changes), files), graphs)
 
 
-def _told(tensors: dict[str, Tensor]) -> dict[str, bundle.Tensor]:
-    return {n: bundle.Tensor(np.dtype(t.dtype).name, t.shape) for n, t in tensors.items()}
+#: Of outputs, the sides that bundles of open sizes leave open; `open_axes` has those of inputs.
+OPEN_OUTPUTS = {"key": {0}, "value": {1}, "probabilities": {1, 2}}
+
+
+def _told(tensors: dict[str, Tensor], opened: set[str]) -> dict[str, bundle.Tensor]:
+    told = {}
+    for name, t in tensors.items():
+        axes = OPEN_OUTPUTS.get(name) or set(open_axes(name))
+        shape = tuple(-1 if i in axes and opened else side for i, side in enumerate(t.shape))
+        told[name] = bundle.Tensor(np.dtype(t.dtype).name, shape)
+    return told
 
 
 @functools.cache
@@ -186,6 +196,9 @@ def toy_bundle(
             Tensor("slots", (k, 2), np.int32),
         ]
         toys = [Toy("step", [image, *memory, *masks], [soft, key, value, scores])]
+    if changes.get("dynamic"):
+        for toy in toys:
+            toy.open = {name for name in toy.inputs if open_axes(name)}
     return write(out, {t.name: t for t in toys}, objects, size, precision, read, **changes)
 
 

@@ -27,6 +27,7 @@ NUMPY = {
 class Module:
     """The module. ``graphs``: what an engine does, by its SHA-256."""
 
+    DynamicShapesKernelSpecializationStrategy = real.DynamicShapesKernelSpecializationStrategy
     ExecutionContextAllocationStrategy = real.ExecutionContextAllocationStrategy
     __version__ = real.__version__
 
@@ -70,6 +71,7 @@ class Graph:
 
     def __init__(self, file: Path) -> None:
         self.name = file.stem
+        self.open: set[str] = set()
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
@@ -88,6 +90,7 @@ class Toy:
 
     def __init__(self, name: str, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         self.name = name
+        self.open: set[str] = set()
         self.inputs = {t.name: t for t in inputs}
         self.outputs = {t.name: t for t in outputs}
 
@@ -125,6 +128,7 @@ class ICudaEngine:
 
 class IRuntimeConfig:
     strategy: Any = None
+    dynamic_shapes_kernel_specialization_strategy: Any = None
     cache: Any = None
 
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
@@ -156,6 +160,7 @@ class IExecutionContext:
         self.machine = engine.module.machine
         self.addresses: dict[str, int] = {}
         self.memory = (0, 0)
+        self.shapes: dict[str, tuple[int, ...]] = {}
         self.runs = 0
         self.module.live_contexts += 1
 
@@ -166,6 +171,10 @@ class IExecutionContext:
         assert memory % ALIGN == 0 and size >= self.engine.device_memory_size_v2
         self.machine.view(memory, size)
         self.memory = (memory, size)
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = tuple(shape)
+        return self.shapes[name] == self.engine.inputs[name].shape
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         assert memory % ALIGN == 0, f"{name} must be aligned to {ALIGN} bytes"
@@ -179,6 +188,8 @@ class IExecutionContext:
         engine = self.engine
         if self.machine.capturing and not self.runs:
             raise Misuse("the first run of a context allocates: it must not be captured")
+        if engine.graph.open - self.shapes.keys():
+            raise Misuse(f"inputs without a shape: {engine.graph.open - self.shapes.keys()}")
         self.runs += 1
         addresses, memory = dict(self.addresses), self.memory
         inputs = {n: self._view(t, addresses) for n, t in engine.inputs.items()}

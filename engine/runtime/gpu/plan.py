@@ -113,6 +113,8 @@ class Plan:
         self.device, self.program, self.pool, self.geometry = device, program, pool, geometry
         self.controls = Controls(program.objects, reads)
         self.reads = reads
+        self.tensors = program.tensors(geometry)
+        self.shared = program.buffers(self.tensors)
         self._scope = Scope(device)
         try:
             self._allocate()
@@ -126,7 +128,7 @@ class Plan:
         program, scope = self.program, self._scope
         k, n = program.objects, self.geometry.tokens
         self.buffers = {
-            name: scope.memory(tensor.bytes, f"'{name}'") for name, tensor in program.shared.items()
+            name: scope.memory(tensor.bytes, f"'{name}'") for name, tensor in self.shared.items()
         }
         self.scratch = scope.memory(program.scratch, "TensorRT's activations")
         if program.read == "triton":
@@ -146,7 +148,7 @@ class Plan:
             self.partial = scope.memory(parts * program.value_dim, "the memory read's parts")
             self.lse = scope.memory(parts, "the memory read's weights")
         self.host_ids = scope.pinned(math.prod(self.geometry.source), "the mask")
-        scores = scope.pinned(program.shared["scores"].bytes, "the scores")
+        scores = scope.pinned(self.shared["scores"].bytes, "the scores")
         self.host_scores = scores.view(np.float32).reshape(k, 2)
 
     def _side(self, write: int) -> Side:
@@ -171,7 +173,7 @@ class Plan:
     ) -> list[tuple[str, Callable[[Stream], None]]]:
         program, pool = self.program, self.pool
         key, value = pool.key(write), pool.value(write)
-        if program.writes_slots:
+        if "key" not in self.shared:
             addresses = addresses | {"key": key, "value": value}
         (h0, w0), (h, w) = self.geometry.source, self.geometry.network
         rows, columns = self.geometry.padded
@@ -244,12 +246,12 @@ class Plan:
         else:
             addresses = addresses | {"keys": pool.keys, "values": pool.values}
             network = [("step", self._context(side, "step", addresses).run)]
-        if not program.writes_slots:
+        if "key" in self.shared:
             network.append(("write_memory", write_memory))
         return [("preprocess", preprocess), *network, ("mask_head", mask_head)]
 
     def _context(self, side: Side, stage: str, addresses: dict[str, int]) -> Context:
-        context = self.program.context(stage, addresses, self.scratch)
+        context = self.program.context(stage, addresses, self.scratch, self.tensors)
         side.contexts.append(context)
         return context
 
@@ -263,7 +265,7 @@ class Plan:
         """Record the stages as a graph. Each engine must have run once before."""
         if not all(context.capturable(stream) for context in side.contexts):
             raise BackendError(
-                "TensorRT cannot run this bundle inside a CUDA graph; rebuild it without --dynamic"
+                "TensorRT cannot run this bundle inside a CUDA graph; build it without --dynamic"
             )
         with self._scope.capture(stream) as graphs:
             self.run(side, stream)

@@ -22,6 +22,9 @@ from kernels.tiles import value_block
 #: Tensors that lie in the memory's slots or in the block of controls, not in buffers of their own.
 _ELSEWHERE = {"keys", "values", "slots", "use_given", "active"}
 _SMALLEST_POOL = 4
+OPEN = -1
+#: Of the features; whatever else has a height and a width has the image's.
+_STRIDES = {"f16": 16, "compressed": 16, "f8": 8, "f4": 4}
 ALIGNMENT = 256  # bytes: what TensorRT asks of a tensor's address
 
 
@@ -36,6 +39,14 @@ class Tensor:
     def bytes(self) -> int:
         """Dense size."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _closed(name: str, shape: tuple[int, ...], geometry: Geometry) -> tuple[int, ...]:
+    """A shape without open sides: two are a height and a width, one alone is N."""
+    open_sides = shape.count(OPEN)
+    (height, width), stride = geometry.padded, _STRIDES.get(name, 1)
+    sides = iter([geometry.tokens] if open_sides == 1 else [height // stride, width // stride])
+    return tuple(next(sides) if side == OPEN else side for side in shape)
 
 
 class Program:
@@ -53,28 +64,20 @@ class Program:
         )
         self._scope = Scope(device)
         self._remedy = f"build it again here: {manifest.rebuild_command()}"
-        if manifest.dynamic is not None:
-            raise ModelError(
-                f"'{bundle.folder}' has open sizes (--dynamic), which cannot be captured as one "
-                f"graph for all; {self._remedy}"
-            )
-        tensors: dict[str, Tensor] = {}
+        self._stages = manifest.stages
+        self._tensors: dict[str, Tensor] = {}  # with −1 for what the video's size decides
         for stage in manifest.stages.values():
             for name, t in {**stage.inputs, **stage.outputs}.items():
-                tensors[name] = Tensor(np.dtype(t.dtype), tuple(t.shape))
-        key = tensors["key"]
+                self._tensors[name] = Tensor(np.dtype(t.dtype), tuple(t.shape))
+        key = self._tensors["key"]
         self.dtype, self.key_dim = key.dtype, key.shape[-1]
-        self.value_dim = tensors["value"].shape[-1]
+        self.value_dim = self._tensors["value"].shape[-1]
         self._slots = self._reads = 0
         if self.read == "graph":
-            self._slots, self._reads = tensors["keys"].shape[0], tensors["slots"].shape[1]
-        # Engines write straight into a slot, unless it begins off TensorRT's alignment, or the
-        # pool is an input as well: outputs must not lie in inputs.
-        self.writes_slots = self.read == "triton" and all(
-            tensors[name].bytes % ALIGNMENT == 0 for name in ("key", "value")
-        )
-        elsewhere = _ELSEWHERE | ({"key", "value"} if self.writes_slots else set())
-        self.shared = {name: t for name, t in tensors.items() if name not in elsewhere}
+            self._slots, self._reads = (
+                self._tensors["keys"].shape[0],
+                self._tensors["slots"].shape[1],
+            )
         self.cache = None
         if tensorrt.flavour == "tensorrt-rtx":
             pin = bundle.sha256[:12]
@@ -102,7 +105,7 @@ class Program:
 
     def _load_kernels(self, device: Device, bundle: Bundle) -> dict[str, launch.Kernel]:
         precision, ck, cv = self.precision, self.key_dim, self.value_dim
-        soft = "fp16" if self.shared["probabilities"].dtype == np.float16 else "fp32"
+        soft = "fp16" if self._tensors["probabilities"].dtype == np.float16 else "fp32"
         names = {"preprocess": f"preprocess-{precision}", "mask_head": f"mask_head-{soft}"}
         if self.read == "triton":
             block = value_block(precision, self.objects, cv)
@@ -133,9 +136,38 @@ class Program:
                 "are needed; use one that was built with --read triton"
             )
 
-    def context(self, stage: str, addresses: Mapping[str, int], scratch: int) -> Context:
+    def tensors(self, geometry: Geometry) -> dict[str, Tensor]:
+        """All inputs and outputs of the stages, by name, at a video's size."""
+        return {
+            name: Tensor(t.dtype, _closed(name, t.shape, geometry))
+            for name, t in self._tensors.items()
+        }
+
+    def buffers(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of the tensors that need a buffer: not what lies in a slot or in the controls.
+
+        Engines write their key and value straight into a slot, unless it begins off TensorRT's
+        alignment, or the pool is an input of theirs: outputs must not lie in inputs.
+        """
+        written = ("key", "value")
+        direct = self.read == "triton" and all(tensors[n].bytes % ALIGNMENT == 0 for n in written)
+        elsewhere = _ELSEWHERE | (set(written) if direct else set())
+        return {name: t for name, t in tensors.items() if name not in elsewhere}
+
+    def context(
+        self,
+        stage: str,
+        addresses: Mapping[str, int],
+        scratch: int,
+        tensors: Mapping[str, Tensor],
+    ) -> Context:
         """A stage's engine with its tensors at ``addresses``, activations at ``scratch``."""
-        return self._engines[stage].context(scratch, addresses, self.cache)
+        opened = {
+            name: tensors[name].shape
+            for name, t in self._stages[stage].inputs.items()
+            if OPEN in t.shape
+        }
+        return self._engines[stage].context(scratch, addresses, opened, self.cache)
 
     def close(self) -> None:
         """Write the runtime cache, unload the kernels, free the engines."""

@@ -60,12 +60,14 @@ class Engine:
         self,
         scratch: int,
         addresses: Mapping[str, int],
+        shapes: Mapping[str, tuple[int, ...]],
         cache: RuntimeCache | None = None,
     ) -> Context:
         """What a run of the engine needs, with its tensors at fixed addresses.
 
         scratch: the address of at least :attr:`scratch` bytes; runs that follow each other on one
-        stream may share it. addresses: of every tensor of the engine, by name.
+        stream may share it. addresses: of every tensor of the engine, by name. shapes: of the
+        inputs whose shape the engine leaves open.
         """
         strategy = self.tensorrt.api.ExecutionContextAllocationStrategy.USER_MANAGED
         if cache is None:
@@ -74,10 +76,16 @@ class Engine:
             config = self.engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
             cache.attach(config)
+            if shapes:  # at once, not in the background: a graph records what there is
+                kinds = self.tensorrt.api.DynamicShapesKernelSpecializationStrategy
+                config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
             context = self.engine.create_execution_context(config)
         if context is None:
             raise OutOfMemory(f"no memory left for a run of '{self.file.name}'; free GPU memory")
         context.set_device_memory(scratch, self.scratch)
+        for name, shape in shapes.items():
+            if not context.set_input_shape(name, shape):
+                raise ModelError(f"'{self.file}' refuses '{name}' of {shape}; {self.remedy}")
         for name in self.tensors:
             if name not in addresses:
                 raise ModelError(f"'{self.file}' wants an unknown tensor '{name}'; {self.remedy}")
