@@ -42,10 +42,10 @@ class Limits:
 
 
 #: Some three times what was measured with the trained mobilevos-mobilenetv2 at 480x864 in ONNX
-#: Runtime: fp16 errors of 1.7e-2, logits within 0.1, both IoU from 0.9997 on. fp32: 8e-6 and 1e-4.
+#: Runtime: fp16 errors of 1.7e-2, logits within 0.2, both IoU from 0.9997 on. fp32: 8e-6 and 1e-4.
 LIMITS = {
     "fp32": Limits(error=1e-4, logits=1e-3, forced_iou=0.9999, free_iou=0.999),
-    "fp16": Limits(error=5e-2, logits=0.3, forced_iou=0.995, free_iou=0.99),
+    "fp16": Limits(error=5e-2, logits=0.6, forced_iou=0.995, free_iou=0.99),
 }
 
 
