@@ -184,10 +184,11 @@ class OnnxStages:
 
 
 def rounded(graph: bytes) -> bytes:
-    """The graph with an Identity behind every fp16 result, which ONNX Runtime has for fp16.
+    """The graph with two Identities behind every fp16 result, which ONNX Runtime has for fp16.
 
     It has no fp16 convolution on a CPU: it casts around one, and drops casts that meet. Between two
-    nodes that it runs in fp32 the Identity keeps them apart, and so the rounding.
+    nodes that it runs in fp32 the Identities keep them apart, and so the rounding; a single one
+    it would run in fp32, too.
     """
     model = onnx.ModelProto.FromString(graph)
     fp16 = TensorProto.FLOAT16
@@ -200,7 +201,8 @@ def rounded(graph: bytes) -> bytes:
         for i, name in enumerate(node.output):
             if name in half:
                 copy.output[i] = f"{name}.exact"
-                nodes.append(helper.make_node("Identity", [copy.output[i]], [name]))
+                nodes.append(helper.make_node("Identity", [f"{name}.exact"], [f"{name}.fp16"]))
+                nodes.append(helper.make_node("Identity", [f"{name}.fp16"], [name]))
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     typed: bytes = model.SerializeToString()
