@@ -20,7 +20,9 @@ from doubles.machine import Machine, Misuse, newest, shuffled
 from doubles.rig import MODEL, Made, Rig, rigged, toy_bundle
 
 import engine.runtime.cuda as cuda_source
+import engine.runtime.gpu.plan as plan_source
 from engine import runtime
+from engine.confidence import LostWatch
 from engine.errors import BackendError, InputError, ModelError
 from engine.frames import plan
 from engine.runtime.base import StepInput
@@ -336,6 +338,38 @@ def test_where_engines_cannot_write_into_slots_they_are_copied(tmp_path, precisi
         assert len({m.tobytes() for m in masks}) > 3
         assert "copy" in rig.machine.log[-12:]
         assert [name for name, _ in seg._backend._plan.sides[0].stages][-2] == "write_memory"
+
+
+def test_stages_are_named_for_profilers(toys, monkeypatch):
+    """Ranges around every stage of a single launch, by the package nvtx where it is installed."""
+    import contextlib
+
+    names: list[str] = []
+
+    class Nvtx(ModuleType):
+        @staticmethod
+        def annotate(name: str, domain: str) -> Any:
+            names.append(name)
+            return contextlib.nullcontext()
+
+    monkeypatch.setitem(sys.modules, "nvtx", Nvtx("nvtx"))
+    plan_source._nvtx.cache_clear()
+    with rigged(toys) as rig, Segmenter(rig.backend(graphs=False), "m", "h") as seg:
+        seg.start(video(1)[0], squares(1))
+    plan_source._nvtx.cache_clear()
+    stages = ["preprocess", "encode_query", "read_memory", "decode", "mask_head"]
+    assert names == ["frame", "upload", *stages]
+
+
+def test_the_infinite_memory_grows(toys, monkeypatch):
+    """More slots and more reads for an object: another plan each time, and nothing leaks."""
+    monkeypatch.setattr(LostWatch, "lost", lambda *_, **__: set())  # no frame is left out
+    with rigged(toys) as rig:
+        with load(rig, memory="infinite") as seg:
+            masks = list(seg.segment(video(26), squares(1)))
+            assert seg._backend._plan.reads == 6 and seg._backend._pool.shape.slots == 8
+        assert len({m.tobytes() for m in masks}) > 20
+        assert not any(rig.machine.live().values()), rig.machine.live()
 
 
 def test_a_capture_refuses_allocation(toys):
@@ -662,7 +696,7 @@ def test_step_input_of_a_plan_fills_empty_columns():
         given=np.zeros(1, np.float32),
         use_given=np.array([False, True]),
     )
-    controls.fill(block, task)
+    controls.fill(controls.views(block), task)
     at = offsets["slots"]
     slots = block[at : at + 32].view(np.int32).reshape(4, 2)
     assert slots.tolist() == [[2, 0], [3, 1], [-1, -1], [-1, -1]]

@@ -117,7 +117,7 @@ class CudaBackend:
             if staged is None or staged[0] is not task.frame or staged[1] is not side:
                 # A frame that was expected and did not come is overwritten, in the stream's order.
                 self._stage(task.frame, side)
-            plan.controls.fill(side.host_control, task)
+            plan.controls.fill(side.controls, task)
             self.upload.upload(side.control, side.host_control)
             if task.given is not None:
                 given = scope.pinned(task.given.nbytes, "given masks")
