@@ -1,220 +1,208 @@
-"""Speed and memory of the backends on the demo clip, in one run: ``python bench/run.py``.
+"""Speed, memory and agreement of every network, backend and memory policy that this machine runs.
 
-Backends are timed by turns, a block of frames each, so that a machine whose speed drifts hits all
-alike; frames are decoded before the clock starts. ``--long`` runs one backend over the clip ten
-times, forwards and backwards, and looks for growth. Writes a line of JSON a row, a Markdown table
-and, for ``--long``, a plot of speed and memory against the frame number.
+Without options: about five minutes at 240p. Rows take turns of five frames, each in a process of
+its own; the demo's frames are decoded and shrunk beforehand. Clips: "short" is the demo clip;
+"prefilled" times 20 frames with the memory as large as after 1× and 10× the clip; "long" plays the
+clip forwards and backwards ten times. Writes a line of JSON a row, a Markdown table and plots.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
-import statistics
 import sys
-import time
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python bench/run.py`
+
 from tqdm import tqdm
 
-from engine import Segmenter
-from engine.commands.demo import MASK, START, find_clip
-from engine.commands.info import versions
-from engine.errors import EngineError
-from engine.masks import load_ids
-from engine.runtime import BACKENDS, status
-from engine.video import open_source
+from bench import compare, plots, published, report
+from bench.cases import BACKENDS, COMPILED, Case, expand, make_random_weights
+from bench.harness import CLIPS, Group, Plan, Row
+from bench.rivals import parse_rival
+from engine.errors import EngineError, InputError
+from engine.files import make_folder
+from engine.memory import POLICIES
+from engine.runtime import status
+from engine.weights import MODELS
 
-U8 = NDArray[np.uint8]
-BLOCK = 10  # frames that a backend is timed for before it is the next one's turn
-WARM_UP = 3
-ENOUGH = 300  # samples below which a 99th percentile says nothing
-
-
-def demo_frames(count: int) -> tuple[list[U8], U8]:
-    """The first ``count`` frames [720, 1280, 3] of the demo and the mask of the first."""
-    source = open_source(str(find_clip()))
-    frames = [f.image for f in source.frames(START, START + count)]
-    source.close()
-    return frames, load_ids(MASK)
+QUICK_MODEL = "mobilevos-mobilenetv2"
+RESULTS = "results.jsonl"
 
 
-def back_and_forth(frames: list[U8], count: int) -> Iterator[U8]:
-    """``count`` frames: the clip forwards, backwards, and so on."""
-    lap = [*frames, *frames[-2:0:-1]]
-    for i in range(count):
-        yield lap[i % len(lap)]
+def words(text: str) -> tuple[str, ...]:
+    """An option's value, separated by commas."""
+    return tuple(filter(None, text.split(",")))
 
 
-def resident_mb() -> float:
-    """Memory of this process in MB (Linux; NaN elsewhere)."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return float("nan")
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+def numbers(text: str) -> tuple[int, ...]:
+    """An option's value: whole numbers from 1 on, separated by commas."""
+    values = tuple(int(n) for n in words(text))
+    if not values or min(values) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of whole numbers from 1 on")
+    return values
 
 
-def timed_step(seg: Segmenter, frame: U8) -> float:
-    """Milliseconds of one step, resizing included."""
-    began = time.perf_counter()
-    seg.step(frame)
-    return (time.perf_counter() - began) * 1e3
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(prog="python bench/run.py", description=__doc__)
+    what = p.add_argument_group("what is compared (lists are separated by commas)")
+    what.add_argument("--models", type=words, help="default: all three networks")
+    what.add_argument("--backends", type=words, help="default: all but those that compile first")
+    what.add_argument("--memory", type=words, default=POLICIES, help="default: finite,infinite")
+    what.add_argument("--clips", type=words, help=f"of {', '.join(CLIPS)}; default: the first two")
+    what.add_argument("--objects", type=numbers, help="default: 1")
+    what.add_argument("--sizes", type=numbers, help="short sides in pixels; default: 240")
+    what.add_argument(
+        "--rival",
+        action="append",
+        default=[],
+        metavar="NAME=PATH[:WEIGHTS]",
+        help="time your own checkout of XMem, STCN or Cutie, too (it runs that code); random "
+        "weights if none are given; may be repeated",
+    )
+    what.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="time networks without trained weights, too (extra 'build')",
+    )
+    much = p.add_argument_group("how much is measured")
+    much.add_argument("--frames", type=int, help="length of the clip; default: 60")
+    much.add_argument("--threads", type=int, default=cores(), help="default: %(default)s")
+    mode = much.add_mutually_exclusive_group()
+    mode.add_argument("--quick", action="store_true", help="one network, 20 frames: a minute")
+    mode.add_argument(
+        "--full",
+        action="store_true",
+        help="all backends and clips, 1, 3 and 5 objects, 240, 480 and 720 pixels: hours on a CPU",
+    )
+    much.add_argument("--davis", type=Path, metavar="ROOT", help="measure J&F on this folder, too")
+    much.add_argument("--sequences", type=words, help="of --davis; default: all")
+    told = p.add_argument_group("results")
+    told.add_argument("--out", type=Path, default=Path("build/bench"), help="default: %(default)s")
+    told.add_argument(
+        "--compare",
+        nargs=2,
+        type=Path,
+        metavar=("A.jsonl", "B.jsonl"),
+        help="only print the speeds of B over those of A, and which differences are noise",
+    )
+    told.add_argument(
+        "--published",
+        action="store_true",
+        help="only print the paper's tables beside the results in --out",
+    )
+    told.add_argument(
+        "--readme",
+        type=Path,
+        metavar="FILE",
+        help="only write the results in --out between FILE's speed markers, and plots into docs/",
+    )
+    return p
 
 
-def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Time all backends by turns on one video each; yields a row a backend."""
-    frames, mask = demo_frames(90)
-    names = [b for b in options.backends if not status()[b]]
-    segs = {b: Segmenter.load(options.model, b, options.size, options.threads) for b in names}
-    feeds = {b: back_and_forth(frames, 10**9) for b in names}
-    times: dict[str, list[float]] = {b: [] for b in names}
-    for b, seg in segs.items():
-        seg.start(next(feeds[b]), mask)
-        for _ in range(WARM_UP):
-            seg.step(next(feeds[b]))
-    with tqdm(total=options.frames * len(names), unit="frame") as bar:
-        for begin in range(0, options.frames, BLOCK):
-            for b, seg in segs.items():
-                bar.set_description(b)
-                for _ in range(min(BLOCK, options.frames - begin)):
-                    times[b].append(timed_step(seg, next(feeds[b])))
-                    bar.update()
-    for b in options.backends:
-        if b in names:
-            yield row(options, b, "short", times[b], segs[b].model_hash)
-        else:
-            yield {"model": options.model, "backend": b, "status": f"absent: {status()[b]}"}
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-def long_run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The clip ten times forwards and backwards on the first backend; yields one row."""
-    frames, mask = demo_frames(90)
-    name, count = options.backends[0], 10 * 2 * len(frames)
-    times, memory = [], []
-    with Segmenter.load(options.model, name, options.size, options.threads) as seg:
-        seg.start(frames[0], mask)
-        for frame in tqdm(back_and_forth(frames, count), total=count, unit="frame"):
-            times.append(timed_step(seg, frame))
-            memory.append(resident_mb())
-        result = row(options, name, "long", times, seg.model_hash)
-    tenth = count // 10
-    first, last = (statistics.median(t) for t in (times[:tenth], times[-tenth:]))
-    result["last_tenth_fps_over_first"] = round(first / last, 3)
-    result["memory_growth"] = round(memory[-1] / memory[tenth] - 1, 4)
-    plot(options.out / "long.png", name, times, memory)
-    yield result
+def make_plan(options: argparse.Namespace) -> Plan:
+    """How much to measure; raises InputError for what makes no sense."""
+    clips = options.clips or (CLIPS if options.full else CLIPS[:2])
+    unknown = sorted(set(clips) - set(CLIPS))
+    if unknown:
+        raise InputError(f"unknown clip '{unknown[0]}'; choose among: {', '.join(CLIPS)}")
+    frames = options.frames or (20 if options.quick else 60)
+    if frames < 6 or options.threads < 1:
+        raise InputError("--frames must be at least 6 and --threads at least 1")
+    small = options.quick
+    return Plan(
+        clips,
+        frames,
+        prefilled=10 if small else 20,
+        stage_frames=3 if small else 5,
+        command_frames=15 if small else 30,
+        threads=options.threads,
+        davis=options.davis,
+        sequences=options.sequences,
+    )
 
 
-def row(
-    options: argparse.Namespace, backend: str, clip: str, times: list[float], model_hash: str
-) -> dict[str, Any]:
-    """One row of results; times in ms."""
-    p50, p99 = np.percentile(times, (50, 99))
-    return {
-        "model": options.model,
-        "model_hash": model_hash,
-        "backend": backend,
-        "memory": "finite",
-        "clip": clip,
-        "objects": 1,
-        "size": options.size,
-        "frames": len(times),
-        "fps": round(1e3 / statistics.mean(times), 2),
-        "median_fps": round(1e3 / float(p50), 2),
-        "p50_ms": round(float(p50), 1),
-        "p99_ms": round(float(p99), 1) if len(times) >= ENOUGH else None,
-        "rss_mb": round(resident_mb(), 1),
-        "status": "measured here",
-    }
-
-
-def plot(path: Path, name: str, times: list[float], memory: list[float]) -> None:
-    """Speed and memory against the frame number, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (top, bottom) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 5))
-    window = 25
-    smooth = [statistics.median(times[max(0, i - window) : i + 1]) for i in range(len(times))]
-    top.plot([1e3 / t for t in smooth])
-    top.set(title=f"{name}, one object", ylabel=f"FPS (median of {window})")
-    bottom.plot(memory)
-    bottom.set(ylabel="process memory, MB", xlabel="frame")
-    for axes in (top, bottom):
-        axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
-        axes.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-
-
-def markdown(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """A table of the rows, and each backend's speed as a multiple of the reference's."""
-    base = next((r["median_fps"] for r in rows if r["backend"] == "reference" and "fps" in r), None)
-    yield "| backend | clip | frames | FPS | p50 ms | p99 ms | × reference |"
-    yield "|---|---|---|---|---|---|---|"
-    for r in rows:
-        if "fps" not in r:
-            yield f"| {r['backend']} | {r['status']} | | | | | |"
-            continue
-        ratio = f"{r['median_fps'] / base:.2f}" if base else ""
-        p99 = r["p99_ms"] or ""
-        yield (
-            f"| {r['backend']} | {r['clip']} | {r['frames']} | {r['fps']} | {r['p50_ms']} | "
-            f"{p99} | {ratio} |"
+def make_cases(options: argparse.Namespace) -> list[Case]:
+    """The cases that the options name."""
+    folder = None
+    if options.random_weights:
+        folder = options.out / "random-weights"
+        make_folder(folder)
+        make_random_weights(folder)
+    everything = (*BACKENDS, *(b for b in status() if b not in BACKENDS))
+    backends = everything if options.full else [b for b in everything if b not in COMPILED]
+    return list(
+        expand(
+            options.models or ((QUICK_MODEL,) if options.quick else MODELS),
+            options.backends or backends,
+            options.memory,
+            options.objects or ((1, 3, 5) if options.full else (1,)),
+            options.sizes or ((240, 480, 720) if options.full else (240,)),
+            folder,
+            [parse_rival(text) for text in options.rival],
         )
+    )
+
+
+def measure(cases: Sequence[Case], plan: Plan, log_path: Path) -> list[Row]:
+    """Measure all cases, a size and number of objects at a time."""
+    groups: dict[tuple[int, int], list[Case]] = {}
+    for case in cases:
+        groups.setdefault((case.size, case.objects), []).append(case)
+    rows: list[Row] = []
+    with log_path.open("wb") as log, tqdm(bar_format="{elapsed} {desc}") as bar:
+        say: Callable[..., Any] = bar.set_description_str
+        for group in groups.values():
+            with tempfile.TemporaryDirectory() as scratch:
+                rows += Group(group, plan, Path(scratch), log, say).run()
+    return rows
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the benchmark and return its exit code."""
-    p = argparse.ArgumentParser(prog="python bench/run.py", description=__doc__)
-    p.add_argument("--model", default="mobilevos-mobilenetv2")
-    p.add_argument("--backends", type=lambda s: s.split(","), default=list(BACKENDS))
-    p.add_argument("--size", type=int, default=480)
-    p.add_argument("--threads", type=int, default=os.cpu_count())
-    p.add_argument("--frames", type=int, default=60, help="timed frames a backend")
-    p.add_argument("--long", action="store_true", help="the clip ten times; watch for growth")
-    p.add_argument("--out", type=Path, default=Path("build/bench"))
-    options = p.parse_args(argv)
+    """Run the benchmark, or tell of its results, and return the exit code."""
+    options = build_parser().parse_args(argv)
+    out: Path = options.out
     try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        rows = list(long_run(options) if options.long else compare(options))
+        if options.compare:
+            print(compare.table(*(report.read(path) for path in options.compare)))
+        elif options.published:
+            results = report.read(out / RESULTS) if (out / RESULTS).is_file() else None
+            print(published.table(results))
+        elif options.readme:
+            report.write_readme(options.readme, report.read(out / RESULTS), out)
+        else:
+            run(options, out)
     except (EngineError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    header = {"cpu": processor(), "threads": options.threads, "size": options.size} | versions()
-    lines = [json.dumps(r) for r in ({"conditions": header}, *rows)]
-    (options.out / ("long.jsonl" if options.long else "short.jsonl")).write_text("\n".join(lines))
-    print(", ".join(f"{k} {v}" for k, v in header.items()), end="\n\n")
-    print(*markdown(rows), sep="\n")
-    for r in rows:
-        if "memory_growth" in r:
-            print(
-                f"\nlast tenth's FPS over the first's: {r['last_tenth_fps_over_first']}; "
-                f"memory growth since the first tenth: {r['memory_growth']:.2%}"
-            )
     return 0
 
 
-def processor() -> str:
-    """The CPU's name and the number of cores."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        models = [
-            x.split(":")[1].strip() for x in info.read_text().splitlines() if "model name" in x
-        ]
-        name = models[0] if models else name
-    return f"{name}, {os.cpu_count()} cores"
+def run(options: argparse.Namespace, out: Path) -> None:
+    """Measure, write everything and print the table."""
+    make_folder(out)
+    plan = make_plan(options)
+    cases = make_cases(options)
+    rows = measure(cases, plan, out / "workers.log")
+    results = report.Results(report.conditions(plan), rows)
+    report.write(out / RESULTS, results)
+    text = report.markdown(results)
+    report.write_text(out / "results.md", text)
+    for path in plots.draw(results, out):
+        text += f"\nplot: {path}"
+    print(text)
 
 
 if __name__ == "__main__":

@@ -225,11 +225,14 @@ def export(model: MobileVOS, name: str, folder: Path) -> None:
 def load_average(name: str, checkpoint: Path) -> MobileVOS:
     """Make the network ``name`` with the averaged weights of a training checkpoint.
 
-    Raises ModelError if there are none in it.
+    Batch norms may be folded in it or not. Raises ModelError if there are none in it.
     """
     model = create(name)
     try:
-        model.load_state_dict(torch.load(checkpoint, weights_only=True)["ema"])
+        state = torch.load(checkpoint, weights_only=True)["ema"]
+        if not any(key.endswith("running_mean") for key in state):
+            fuse(model)
+        model.load_state_dict(state)
     except (OSError, RuntimeError, LookupError, EOFError, pickle.UnpicklingError) as error:
         raise ModelError(
             f"'{checkpoint}' is not a checkpoint of '{name}', or is missing or damaged "

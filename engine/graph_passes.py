@@ -41,7 +41,7 @@ def for_turing(model: onnx.ModelProto) -> onnx.ModelProto:
 
     TensorRT for RTX 1.7 expands the weights of depthwise convolutions and of those with few input
     channels there: 283 MB for the query encoder of MobileNetV2 in fp16 at 480×864, whose weights
-    are 1.2 MB; in this form 5.5 MB.
+    are 1.2 MB; in this form 1.4 MB.
     """
     graph = onnx.ModelProto.FromString(model.SerializeToString())
     half = any(i.type.tensor_type.elem_type == TensorProto.FLOAT16 for i in graph.graph.input)

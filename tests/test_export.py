@@ -74,15 +74,18 @@ def test_two_files_that_onnx_accepts(exported):
     onnx.checker.check_model(str(graph_path(name, folder)), full_check=True)
 
 
-def test_declared_inputs_and_outputs(graph):
+def test_declared_inputs_and_outputs(exported, graph):
+    width = CONFIGS[exported[0]].value_dim
     inputs = {i.name: (i.type.tensor_type.elem_type, dimensions(i)) for i in graph.graph.input}
-    assert inputs == INPUTS
+    assert inputs == INPUTS | {"values": (TensorProto.FLOAT, ["S", "K", "N", width])}
     outputs = {
         o.name: (o.type.tensor_type.elem_type, len(dimensions(o))) for o in graph.graph.output
     }
     assert outputs == OUTPUTS
     assert not any(
-        isinstance(d, int) and d not in (64, 2) for o in graph.graph.output for d in dimensions(o)
+        isinstance(d, int) and d not in (64, width, 2)
+        for o in graph.graph.output
+        for d in dimensions(o)
     ), "only the widths of key, value and scores are fixed"
     assert [(o.domain, o.version) for o in graph.opset_import] == [("", exporter.OPSET)]
 
@@ -122,7 +125,8 @@ def step_both(backends, rng, height, width, objects, reads):
     padded = (height + -height % 16, width + -width % 16)
     geometry = Geometry((height, width), (height, width), padded)
     keys = rng.normal(0, 1, (4, geometry.tokens, 64)).astype(np.float32)
-    values = rng.normal(0, 1, (4, objects, geometry.tokens, 64)).astype(np.float32)
+    value_dim = backends[0].model.config.value_dim
+    values = rng.normal(0, 1, (4, objects, geometry.tokens, value_dim)).astype(np.float32)
     task = StepInput(
         frame=rng.integers(0, 256, (height, width, 3), np.uint8),
         slots=rng.choice([-1, 1, 2, 3], (objects, reads)).astype(np.int32),
@@ -173,7 +177,7 @@ def test_logits_equal_pytorchs(exported, rng, objects):
     inputs = {
         "frame": rng.integers(0, 256, (height, width, 3), np.uint8),
         "keys": rng.normal(0, 1, (2, n, 64)).astype(np.float32),
-        "values": rng.normal(0, 1, (2, objects, n, 64)).astype(np.float32),
+        "values": rng.normal(0, 1, (2, objects, n, model.config.value_dim)).astype(np.float32),
         "slots": np.tile(np.array([1, 0], np.int32), (objects, 1)),
         "given": np.zeros((objects, height, width), np.float32),
         "use_given": np.zeros(objects, np.bool_),

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from engine.errors import InputError, OutputError
 from engine.masks import davis_palette, load_ids, read_mask, resize_ids, write_mask
-from engine.media.overlay import overlay
+from engine.media.overlay import _contour, overlay
 
 SIZE = (60, 80)
 
@@ -241,3 +241,20 @@ def test_overlay_of_odd_sizes(size, alpha):
     frame = np.full((*size, 3), 100, np.uint8)
     np.testing.assert_array_equal(overlay(frame, np.zeros(size, np.uint8)), frame)
     assert overlay(frame, np.full(size, 255, np.uint8), alpha).shape == frame.shape
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_contour_in_the_bounding_box_is_that_of_the_whole_mask(rng, width):
+    for _ in range(20):
+        ids = np.zeros((14, 17), np.uint8)
+        for label in (1, 2):
+            top, left = rng.integers(0, 10), rng.integers(0, 12)
+            ids[top : top + rng.integers(1, 9), left : left + rng.integers(1, 9)] = label
+        padded = np.pad(ids, width, mode="edge")
+        near = np.zeros(ids.shape, bool)
+        for k in range(-width, width + 1):
+            for y, x in ((width + k, width), (width, width + k)):
+                near |= padded[y : y + 14, x : x + 17] != ids
+        left, top, right, bottom = box = Image.fromarray(ids).getbbox()
+        expected = (near & (ids > 0))[top:bottom, left:right]
+        np.testing.assert_array_equal(_contour(ids, box, width), expected)

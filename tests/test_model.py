@@ -10,12 +10,13 @@ from engine.errors import ModelError
 from engine.model import CONFIGS, aggregate, create, fuse, load, upsample_logits
 from engine.model.backbones import MobileNetV2
 from engine.model.read_memory import image_grid, tokens
-from engine.weights import MODELS, weights_path
+from engine.weights import MODELS, TEACHER, weights_path
 
 MILLIONS = {
     "mobilevos-resnet18": 8.1,
     "mobilevos-mobilenetv2": 2.5,
     "mobilevos-mobilenetv2-noaspp": 1.9,
+    "mobilevos-teacher": 5.61,  # ours, not the paper's
 }
 
 
@@ -43,7 +44,7 @@ def run(model, image, given):
 
 
 def test_the_names_are_the_same_everywhere():
-    assert tuple(CONFIGS) == MODELS
+    assert tuple(CONFIGS) == (*MODELS, TEACHER)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -67,7 +68,7 @@ def test_shapes(name, height, width, objects):
         logits, soft, value = run(model, image, given)
     positions = height * width // 256
     assert key.shape == (1, positions, 64)
-    assert value.shape == (objects, positions, 64)
+    assert value.shape == (objects, positions, CONFIGS[name].value_dim)
     for stride, feature in ((16, features.f16), (8, features.f8), (4, features.f4)):
         assert feature.shape[2:] == (height // stride, width // stride)
     assert logits.shape == (objects, height // 4, width // 4)

@@ -194,9 +194,9 @@ def stand_in(calls: list, strongly_typed: bool, **answers: object) -> types.Simp
     fake = Recorder(calls, {"parse": True, "build_serialized_network": b"plan"} | answers)
 
     def builder(log: object) -> Recorder:
-        log.log(3, "Total Activation Memory: 4711 bytes")
         if "error" in answers:
             log.log(1, answers["error"])
+        log.log(3, "Total Activation Memory: 4711 bytes")
         return fake
 
     return types.SimpleNamespace(

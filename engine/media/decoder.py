@@ -173,7 +173,8 @@ def upright_size(picture: VideoFrame) -> tuple[int, int]:
 
 def upright_image(picture: VideoFrame) -> Image8:
     """The picture as contiguous uint8 RGB [H,W,3], turned as its display matrix says."""
-    image = picture.to_ndarray(format="rgb24")
+    # One thread: FFmpeg would start some for each picture, which costs five times the conversion.
+    image = picture.reformat(format="rgb24", threads=1).to_ndarray()
     a, b, c, d = orientation(picture)
     if a == 0:
         image = image.transpose(1, 0, 2)

@@ -83,8 +83,9 @@ class VideoWriter:
         bottom, right = self._pad
         if bottom or right:
             image = np.pad(image, ((0, bottom), (0, right), (0, 0)), mode="edge")
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-        frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709")
+        rgb = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(image), format="rgb24")
+        # One thread: FFmpeg would start and stop some for each frame.
+        frame = rgb.reformat(format="yuv420p", dst_colorspace="ITU709", threads=1)
         ticks = max(round(time * _TICKS), self._last + 1)
         if self._last >= 0:
             self._step = ticks - self._last

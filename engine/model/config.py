@@ -1,4 +1,4 @@
-"""What tells the three variants apart."""
+"""What tells the variants apart: the three that are made to be used, and their teacher."""
 
 from __future__ import annotations
 
@@ -22,4 +22,6 @@ CONFIGS = {
     "mobilevos-resnet18": Config(ResNet18, width=160),
     "mobilevos-mobilenetv2": Config(MobileNetV2, width=96),
     "mobilevos-mobilenetv2-noaspp": Config(MobileNetV2, width=96, aspp=False),
+    # Twice the value's width and a wider decoder; trained with a memory of all frames.
+    "mobilevos-teacher": Config(MobileNetV2, width=160, value_dim=128),
 }

@@ -27,13 +27,16 @@ class Decoder(nn.Module):
 
     def forward(self, readout: Tensor, features: Features) -> Tensor:
         """Map readout [K, N, Cv] to logits [K, H/4, W/4], one object a row."""
+        logits: Tensor = self.predict(self.embed(readout, features))
+        return logits[:, 0]
+
+    def embed(self, readout: Tensor, features: Features) -> Tensor:
+        """The same up to the last convolution: its input [K, D/2, H/4, W/4], not negative."""
         h, w = features.f16.shape[-2:]
         query = features.compressed.expand(readout.shape[0], -1, -1, -1)
         x = torch.cat([image_grid(readout, h, w), query], 1)
         x = self.compress(self.context(x))
-        x = self.up4(self.up8(x, features.f8), features.f4)
-        logits: Tensor = self.predict(F.relu(x))
-        return logits[:, 0]
+        return F.relu(self.up4(self.up8(x, features.f8), features.f4))
 
 
 def upsample_logits(logits: Tensor) -> Tensor:

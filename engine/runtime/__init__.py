@@ -6,13 +6,13 @@ import importlib.util
 from pathlib import Path
 
 from engine.bundle import DEFAULT_FOLDER
-from engine.errors import BackendError, EngineError, MissingExtraError
+from engine.errors import BackendError, EngineError, MissingExtraError, ModelError
 from engine.runtime.base import Backend
-from engine.weights import FOLDER, find
+from engine.weights import FOLDER, file_hash, find, int8_path
 
 #: In the order in which ``auto`` prefers them; it never takes ``reference``.
 GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "onnx-cuda")
-BACKENDS = ("cpu", *GPU_BACKENDS, "reference")
+BACKENDS = ("cpu", "cpu-int8", *GPU_BACKENDS, "reference")
 
 
 def status(model: str | None = None, bundles: Path = DEFAULT_FOLDER) -> dict[str, str]:
@@ -24,7 +24,7 @@ def status(model: str | None = None, bundles: Path = DEFAULT_FOLDER) -> dict[str
 
 
 def _why_not(backend: str, model: str | None, bundles: Path) -> str:
-    if backend == "cpu":
+    if backend in ("cpu", "cpu-int8"):
         return ""
     if backend == "reference":
         missing = [p for p in ("torch", "safetensors") if importlib.util.find_spec(p) is None]
@@ -95,6 +95,8 @@ def create(
         from engine.runtime.ort import OrtBackend
 
         return OrtBackend(graph, threads, name)
+    if name == "cpu-int8":
+        return _create_int8(model, folder, threads)
     if name != "reference":
         from engine.runtime import gpu
 
@@ -106,3 +108,16 @@ def create(
         return ReferenceBackend(load(model, weights), threads, compile)
     except ModuleNotFoundError as error:
         raise MissingExtraError("backend 'reference'", str(error.name), "reference") from error
+
+
+def _create_int8(model: str, folder: Path, threads: int) -> Backend:
+    from engine.runtime.ort import OrtBackend
+
+    graph, weights = int8_path(model, folder), find(model, folder)[0]
+    remedy = "make it with: python -m engine.quantize, or use the backend cpu"
+    if not graph.is_file():
+        raise ModelError(f"model '{model}' has no int8 graph in '{folder}'; {remedy}")
+    backend = OrtBackend(graph, threads, name="cpu-int8")
+    if backend.weights_hash() != file_hash(weights):
+        raise ModelError(f"'{graph}' was made from other weights than '{weights}'; {remedy}")
+    return backend

@@ -1,7 +1,7 @@
-"""``cpu`` and ``onnx-cuda``: the ONNX step graph in ONNX Runtime, every buffer bound in place.
+"""``cpu``, ``cpu-int8``, ``onnx-cuda``: an ONNX step graph in ONNX Runtime, buffers bound in place.
 
-``onnx-cuda`` is the same graph on the CUDA provider, for cards that TensorRT has dropped, such as
-the GTX 1080Ti. onnxruntime-gpu 1.22.1 is reported to work there and 1.23.2 to crash
+``onnx-cuda`` is the graph of ``cpu`` on the CUDA provider, for cards that TensorRT has dropped,
+such as the GTX 1080Ti. onnxruntime-gpu 1.22.1 is reported to work there and 1.23.2 to crash
 (microsoft/onnxruntime#27588); nothing of it has been run by us. Buffers stay on the host, and
 ONNX Runtime copies them.
 """
@@ -22,9 +22,10 @@ from engine.runtime.base import StepInput
 from engine.runtime.gpu.driver import need_driver
 
 F32 = NDArray[np.float32]
+WEIGHTS_HASH = "weights"  # in an int8 graph's metadata: the hash of the weights it was made from
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-PROVIDERS = {"cpu": [CPU], "onnx-cuda": [CUDA, CPU]}
+PROVIDERS = {"cpu": [CPU], "cpu-int8": [CPU], "onnx-cuda": [CUDA, CPU]}
 
 
 def check_cuda() -> None:
@@ -40,7 +41,7 @@ def check_cuda() -> None:
 class OrtBackend:
     """See :class:`engine.runtime.base.Backend`. ``threads`` of 0 means one a core.
 
-    name: ``cpu`` or ``onnx-cuda``; raises BackendError if the latter cannot run here.
+    name: ``cpu``, ``cpu-int8`` or ``onnx-cuda``; raises BackendError if the last cannot run here.
     """
 
     on_gpu = False
@@ -52,6 +53,10 @@ class OrtBackend:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        # Idle threads yield their core to decoding and writing after 50 µs; by default they spin
+        # for milliseconds. Older versions of ONNX Runtime do not know these keys and ignore them.
+        options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self.session = ort.InferenceSession(graph, options, providers=PROVIDERS[name])
         except Exception as error:  # ONNX Runtime's own exception types are not public
@@ -67,6 +72,10 @@ class OrtBackend:
             )
         shapes = {i.name: i.shape for i in self.session.get_inputs()}
         self.key_dim, self.value_dim = shapes["keys"][-1], shapes["values"][-1]
+
+    def weights_hash(self) -> str:
+        """Of the weights that an int8 graph was made from; empty for other graphs."""
+        return str(self.session.get_modelmeta().custom_metadata_map.get(WEIGHTS_HASH, ""))
 
     def open(self, geometry: Geometry) -> None:
         self.geometry = geometry

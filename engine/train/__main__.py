@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 from engine.errors import EngineError, InputError, MissingExtraError
-
-DEVELOPMENT = ("bus", "dance-jump", "lucia", "motorbike", "rhino", "soccerball")
+from engine.train.config import DEVELOPMENT, TrainConfig
 
 
 def parser() -> argparse.ArgumentParser:
@@ -17,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m engine.train", description="Train a network; killed, it resumes."
     )
-    p.add_argument("--config", default="mobilenetv2-first", help="the recipe, see config.py")
+    p.add_argument("--config", default="mobilenetv2-first", help="the recipe, see recipes.py")
     p.add_argument("--davis", type=Path, required=True, help="a DAVIS folder, 480p")
     p.add_argument("--stills", type=Path, required=True, help="folder of <set>/images and masks")
     p.add_argument(
@@ -32,8 +31,11 @@ def parser() -> argparse.ArgumentParser:
         "--save-every", type=float, default=120.0, metavar="SECONDS",
         help="write a checkpoint this often (default: %(default)s)",
     )  # fmt: skip
+    p.add_argument("--start", metavar="FROM", help="start from another model, recipe or file")
+    p.add_argument("--teacher", metavar="FROM", help="the teacher's weights, likewise")
+    p.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: %(default)s")
     p.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
-    p.add_argument("--fp32", action="store_true", help="no bfloat16 in convolutions")
+    p.add_argument("--fp32", action="store_true", help="no bf16 or fp16 in convolutions")
     return p
 
 
@@ -58,25 +60,44 @@ def train(args: argparse.Namespace) -> None:
         import torch
     except ModuleNotFoundError as error:
         raise MissingExtraError("training", str(error.name), "train") from error
-    from engine.train.config import CONFIGS
     from engine.train.data import Clips, load_davis, load_stills
+    from engine.train.distributed import place
     from engine.train.loop import Trainer
+    from engine.train.recipes import CONFIGS
+    from engine.train.start import RUNS
 
     if args.config not in CONFIGS:
         raise InputError(f"unknown config '{args.config}'; choose one of: {', '.join(CONFIGS)}")
-    config = CONFIGS[args.config]
-    if args.steps:
-        config = dataclasses.replace(config, steps=args.steps)
+    config = override(CONFIGS[args.config], args)
     cv2.setNumThreads(1)
     if args.threads:
         torch.set_num_threads(args.threads)
-    out = args.out or Path.home() / ".cache" / "mobilevos" / args.config
-    clips = Clips(load_davis(args.davis, tuple(args.exclude)), load_stills(args.stills))
-    print(f"{len(clips.videos)} videos, {len(clips.stills)} still images; writing to {out}")
-    trainer = Trainer(config, clips, out, bf16=not args.fp32)
-    if trainer.resume():
-        print(f"resumed at step {trainer.step} of {config.steps}")
-    trainer.run(args.save_every)
+    out = args.out or RUNS / args.config
+    with place(args.device, args.fp32) as here:
+        say = print if here.rank == 0 else lambda _: None
+        clips = Clips(load_davis(args.davis, tuple(args.exclude)), load_stills(args.stills))
+        say(f"{len(clips.videos)} videos, {len(clips.stills)} still images; writing to {out}")
+        seen = sorted({v.name for v in clips.videos} & set(DEVELOPMENT))
+        if seen:
+            say(f"warning: {', '.join(seen)} of the development split are trained on: --exclude")
+        trainer = Trainer(config, clips, out, here)
+        for line in trainer.resume() or [f"start: {trainer.says}"]:
+            say(line)
+        trainer.run(args.save_every)
+
+
+def override(config: TrainConfig, args: argparse.Namespace) -> TrainConfig:
+    """The recipe with what the command line changes in it."""
+    if args.steps:
+        config = dataclasses.replace(config, steps=args.steps)
+    if args.start:
+        config = dataclasses.replace(config, start=args.start)
+    if args.teacher:
+        if config.teacher is None:
+            raise InputError(f"'{args.config}' has no teacher; leave --teacher out")
+        teacher = dataclasses.replace(config.teacher, weights=args.teacher)
+        config = dataclasses.replace(config, teacher=teacher)
+    return config
 
 
 if __name__ == "__main__":

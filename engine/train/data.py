@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from PIL import Image
 
 from engine.errors import InputError
 from engine.train.augment import jitter_colours, random_walk
-from engine.train.config import Phase
+from engine.train.config import DEVELOPMENT, Phase
 
 U8 = NDArray[np.uint8]
 Rng = np.random.Generator
@@ -33,11 +34,19 @@ class Source:
 def load_davis(root: Path, exclude: tuple[str, ...]) -> list[Source]:
     """Read all sequences of a DAVIS folder at 480p into memory, but for those in ``exclude``.
 
-    Raises InputError if there are none, or one has frames without masks.
+    Raises InputError if there are none, one has frames without masks, or ``exclude`` names a
+    sequence that is neither there nor of the development split: it would be trained on misspelt.
     """
     images = root / "JPEGImages" / "480p"
     if not images.is_dir():
         raise InputError(f"no DAVIS data in '{root}': '{images}' is missing")
+    have = {folder.name for folder in images.iterdir()}
+    unknown = sorted(set(exclude) - have - set(DEVELOPMENT))
+    if unknown:
+        raise InputError(
+            f"no sequence '{unknown[0]}' to exclude in '{images}'; "
+            f"there are: {', '.join(sorted(have))}"
+        )
     sources = []
     for folder in sorted(images.iterdir()):
         if folder.name in exclude:
@@ -84,6 +93,15 @@ def load_stills(root: Path) -> list[Source]:
     return sources
 
 
+class Batch(NamedTuple):
+    """Clips of one step: B of T frames, with K objects (1 or 2) each."""
+
+    frames: NDArray[np.float32]  # [B, T, 3, H, W] in −1…1
+    labels: NDArray[np.int64]  # [B, T, H, W] in 0…K
+    objects: int
+    seeds: NDArray[np.int64]  # [B], of whatever else is random about a clip
+
+
 @dataclass(frozen=True)
 class Clips:
     """All training data, and how clips are drawn from it."""
@@ -92,17 +110,20 @@ class Clips:
     stills: list[Source]
 
     def batch(
-        self, rng: Rng, phase: Phase, occluder: float
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64], int]:
-        """Draw one batch.
+        self, rng: Rng, phase: Phase, occluder: float, rank: int = 0, world: int = 1
+    ) -> Batch:
+        """Draw the batch of process ``rank`` of ``world``, each of ``phase.batch`` clips.
 
-        Returns frames [B, T, 3, H, W] in −1…1, labels [B, T, H, W] in 0…K, and K (1 or 2).
+        Every clip has a seed of its own, so that the processes together draw what one alone would
+        with a batch ``world`` times as large, and none draws the others' clips.
         """
         objects = 2 if rng.random() < phase.pairs else 1
-        clips = [self.clip(rng, phase, objects, occluder) for _ in range(phase.batch)]
+        seeds = rng.integers(2**63, size=phase.batch * world)
+        seeds = seeds[rank * phase.batch : (rank + 1) * phase.batch]
+        clips = [self.clip(np.random.default_rng(s), phase, objects, occluder) for s in seeds]
         frames = np.stack([np.stack(f) for f, _ in clips]).transpose(0, 1, 4, 2, 3)
         labels = np.stack([np.stack(m) for _, m in clips]).astype(np.int64)
-        return np.ascontiguousarray(frames), labels, objects
+        return Batch(np.ascontiguousarray(frames), labels, objects, seeds)
 
     def clip(
         self, rng: Rng, phase: Phase, objects: int, occluder: float

@@ -13,17 +13,20 @@ from numpy.typing import NDArray
 from engine.errors import EngineError, InputError, MissingExtraError
 from engine.files import make_folder, output_errors
 
-PANELS = {
+TITLES = {
     "loss": "loss",
     "cross_entropy": "cross-entropy [nats]",
     "dice": "dice loss",
     "iou": "IoU of training clips",
+    "logits": "logits' divergence [nats]",
+    "representation": "N · L_repr [bits]",
     "rate": "rate, share of its top",
 }
+UNPLOTTED = ("step", "seconds", "norm")
 
 
 def read_log(path: Path) -> dict[str, NDArray[np.float64]]:
-    """The columns of a trainer's log, and its ``step``; a last line cut short is left out.
+    """The columns of a trainer's log; a last line cut short is left out.
 
     Raises InputError if there is nothing to plot.
     """
@@ -31,17 +34,18 @@ def read_log(path: Path) -> dict[str, NDArray[np.float64]]:
         lines = path.read_text().splitlines()
     except OSError as error:
         raise InputError(f"cannot read '{path}' ({error.strerror}); check its path") from None
-    rows = []
+    rows, names = [], list[str]()
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            rows.append([float(row[name]) for name in ("step", *PANELS)])
+            names = names or ["step", "loss", *(n for n in row if n not in ("step", "loss"))]
+            rows.append([float(row[name]) for name in names])
         except (ValueError, LookupError, TypeError):
             if number < len(lines):
                 raise InputError(f"line {number} of '{path}' is not of a trainer's log") from None
     if not rows:
         raise InputError(f"'{path}' holds no complete step yet")
-    return dict(zip(("step", *PANELS), np.array(rows).T, strict=True))
+    return dict(zip(names, np.array(rows).T, strict=True))
 
 
 def smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
@@ -60,14 +64,18 @@ def plot(logs: list[Path], out: Path, window: int) -> None:
     except ModuleNotFoundError as error:
         raise MissingExtraError("plotting", str(error.name), "train") from error
     runs = [(path, read_log(path)) for path in logs]
-    figure = Figure(figsize=(8, 2 * len(PANELS)), layout="constrained")
-    panels = figure.subplots(len(PANELS), sharex=True)
-    for axes, (name, title) in zip(panels, PANELS.items(), strict=True):
+    there = {name for _, run in runs for name in run if name not in UNPLOTTED}
+    names = [n for n in TITLES if n in there] + sorted(there - TITLES.keys())
+    figure = Figure(figsize=(8, 2 * len(names)), layout="constrained")
+    panels = figure.subplots(len(names), squeeze=False, sharex=True)[:, 0]
+    for axes, name in zip(panels, names, strict=True):
         for path, run in runs:
+            if name not in run:
+                continue
             label = path.parent.name or path.name
             values = run[name] if name == "rate" else smooth(run[name], window)
             axes.plot(run["step"], values, label=label, linewidth=1)
-        axes.set_ylabel(title)
+        axes.set_ylabel(TITLES.get(name, name))
         axes.grid(alpha=0.3)
     panels[0].legend()
     panels[-1].set_xlabel("step")

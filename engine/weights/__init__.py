@@ -2,6 +2,7 @@
 
 A model is two files: ``NAME.safetensors``, the weights in fp16 with batch norms folded, and
 ``NAME.onnx``, the step graph that the CPU runs, whose weights are external data in the former.
+A third, ``NAME-int8.onnx``, is the same graph in 8 bits, weights and all; not every model has it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from engine.errors import ModelError
 
 FOLDER = Path(__file__).parent
 MODELS = ("mobilevos-resnet18", "mobilevos-mobilenetv2", "mobilevos-mobilenetv2-noaspp")
+TEACHER = "mobilevos-teacher"  # made to be distilled; offered where its weights are
 
 
 def weights_path(name: str, folder: Path = FOLDER) -> Path:
@@ -25,10 +27,17 @@ def graph_path(name: str, folder: Path = FOLDER) -> Path:
     return folder / f"{name}.onnx"
 
 
+def int8_path(name: str, folder: Path = FOLDER) -> Path:
+    """The int8 step graph of model ``name`` in ``folder``; see `engine.quantize`."""
+    return folder / f"{name}-int8.onnx"
+
+
 def available(folder: Path = FOLDER) -> list[str]:
     """Names of the models whose two files are in ``folder``."""
     return [
-        n for n in MODELS if weights_path(n, folder).is_file() and graph_path(n, folder).is_file()
+        n
+        for n in (*MODELS, TEACHER)
+        if weights_path(n, folder).is_file() and graph_path(n, folder).is_file()
     ]
 
 
@@ -39,7 +48,7 @@ def find(name: str, folder: Path = FOLDER) -> tuple[Path, Path]:
     ------
     ModelError: for an unknown name, or one without weights in ``folder``.
     """
-    if name not in MODELS:
+    if name not in (*MODELS, TEACHER):
         raise ModelError(f"unknown model '{name}'; choose one of: {', '.join(available(folder))}")
     if name not in available(folder):
         raise ModelError(
