@@ -372,6 +372,15 @@ def test_the_infinite_memory_grows(toys, monkeypatch):
         assert not any(rig.machine.live().values()), rig.machine.live()
 
 
+def test_soft_masks_outlive_a_larger_memory(toys):
+    with rigged(toys) as rig, load(rig) as seg:
+        seg.start(video(1)[0], squares(1))
+        before = seg.probabilities
+        assert before.any()
+        seg._backend.arrange([0], 16)
+        np.testing.assert_array_equal(seg.probabilities, before)
+
+
 def test_a_capture_refuses_allocation(toys):
     with rigged(toys) as rig, load(rig) as seg:
         seg.start(video(1)[0], squares(1))
