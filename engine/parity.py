@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 from engine.clips import Clip
 from engine.errors import ModelError
 from engine.model import MobileVOS
-from engine.stages import OUTPUTS, Decode, EncodeQuery
+from engine.stages import OUTPUTS, Decode, EncodeQuery, pool_slots
 from kernels.memory_read.reference import memory_read_reference
 
 Arrays = dict[str, NDArray[Any]]
@@ -220,14 +220,15 @@ _DTYPES: dict[str, type[np.generic]] = {
 class Loop:
     """One frame after the other through stages, as the runtime strings them together.
 
-    Slots 0 and 1 take turns, slot 2 is the objects' anchor; the pool has K + 2.
+    Slots 0 and 1 take turns, slot 2 is the objects' anchor.
     """
 
     def __init__(self, stages: Runner, objects: int, dims: tuple[int, int]) -> None:
         self.stages, self.objects = stages, objects
         tokens, width = dims
-        self.keys = np.zeros((objects + 2, tokens, width), np.float32)
-        self.values = np.zeros((objects + 2, objects, tokens, width), np.float32)
+        slots = pool_slots(objects)
+        self.keys = np.zeros((slots, tokens, width), np.float32)
+        self.values = np.zeros((slots, objects, tokens, width), np.float32)
         self.last = 0
         self.outputs: Arrays = {}
 

@@ -190,9 +190,15 @@ def _decode_inputs(model: MobileVOS, shape: StageShape, dtype: torch.dtype) -> d
     return tensors | _given_inputs(shape)
 
 
+def pool_slots(objects: int) -> int:
+    """S of the one graph: two slots that take turns; of each object its anchor, and, while it is
+    lost, the frame in which it was last seen."""
+    return 2 + 2 * objects
+
+
 def _step_inputs(model: MobileVOS, shape: StageShape, dtype: torch.dtype) -> dict[str, Tensor]:
     config, tokens = model.config, shape.tokens
-    slots = shape.objects + 2  # two that take turns, and an anchor for each object
+    slots = pool_slots(shape.objects)
     return {
         "image": torch.zeros(1, 3, shape.height, shape.width, dtype=dtype),
         "keys": torch.zeros(slots, tokens, config.key_dim, dtype=dtype),

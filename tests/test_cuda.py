@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import functools
+import inspect
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from doubles import cuda_driver, rtx
 from doubles.machine import Machine, Misuse, newest, shuffled
 from doubles.rig import MODEL, Made, Rig, rigged, toy_bundle
 
 import engine.runtime.cuda as cuda_source
+import engine.runtime.gpu.plan as plan_source
 from engine import runtime
+from engine.confidence import LostWatch
 from engine.errors import BackendError, InputError, ModelError
 from engine.frames import plan
 from engine.runtime.base import StepInput
@@ -334,6 +340,47 @@ def test_where_engines_cannot_write_into_slots_they_are_copied(tmp_path, precisi
         assert [name for name, _ in seg._backend._plan.sides[0].stages][-2] == "write_memory"
 
 
+def test_stages_are_named_for_profilers(toys, monkeypatch):
+    """Ranges around every stage of a single launch, by the package nvtx where it is installed."""
+    import contextlib
+
+    names: list[str] = []
+
+    class Nvtx(ModuleType):
+        @staticmethod
+        def annotate(name: str, domain: str) -> Any:
+            names.append(name)
+            return contextlib.nullcontext()
+
+    monkeypatch.setitem(sys.modules, "nvtx", Nvtx("nvtx"))
+    plan_source._nvtx.cache_clear()
+    with rigged(toys) as rig, Segmenter(rig.backend(graphs=False), "m", "h") as seg:
+        seg.start(video(1)[0], squares(1))
+    plan_source._nvtx.cache_clear()
+    stages = ["preprocess", "encode_query", "read_memory", "decode", "mask_head"]
+    assert names == ["frame", "upload", *stages]
+
+
+def test_the_infinite_memory_grows(toys, monkeypatch):
+    """More slots and more reads for an object: another plan each time, and nothing leaks."""
+    monkeypatch.setattr(LostWatch, "lost", lambda *_, **__: set())  # no frame is left out
+    with rigged(toys) as rig:
+        with load(rig, memory="infinite") as seg:
+            masks = list(seg.segment(video(26), squares(1)))
+            assert seg._backend._plan.reads == 6 and seg._backend._pool.shape.slots == 8
+        assert len({m.tobytes() for m in masks}) > 20
+        assert not any(rig.machine.live().values()), rig.machine.live()
+
+
+def test_soft_masks_outlive_a_larger_memory(toys):
+    with rigged(toys) as rig, load(rig) as seg:
+        seg.start(video(1)[0], squares(1))
+        before = seg.probabilities
+        assert before.any()
+        seg._backend.arrange([0], 16)
+        np.testing.assert_array_equal(seg.probabilities, before)
+
+
 def test_a_capture_refuses_allocation(toys):
     with rigged(toys) as rig, load(rig) as seg:
         seg.start(video(1)[0], squares(1))
@@ -349,6 +396,21 @@ def test_a_capture_refuses_allocation(toys):
                 backend._plan.capture(side, backend.compute)
             side.stages.pop()
         assert not rig.machine.capturing and not rig.machine.graphs
+
+
+def test_no_garbage_is_collected_inside_a_capture(toys):
+    """A mask that the collector finds there would be freed, which the capture does not survive."""
+    import gc
+
+    with rigged(toys) as rig, load(rig) as seg:
+        seg.start(video(1)[0], squares(1))
+        backend: Any = seg._backend
+        side = backend._plan.sides[1 - seg._memory.write]
+        seen = []
+        side.stages.append(("look", lambda stream: seen.append(gc.isenabled())))
+        backend._plan.run(side, backend.compute)
+        backend._plan.capture(side, backend.compute)
+        assert seen == [True, False] and gc.isenabled()
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.99])
@@ -414,6 +476,51 @@ def test_no_driver_here():
             driver.Device()
     else:
         pytest.skip("there is a driver here")
+
+
+def test_neither_torch_nor_triton_is_needed():
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['triton'] = None\n"
+        "import engine.runtime.cuda, engine.segmenter, kernels.launch, kernels.tiles\n"
+        "assert not {'onnx', 'tensorrt_rtx', 'cuda.bindings'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_calls_in_use_are_the_real_ones():
+    """Every call of the stand-ins exists, and takes parameters of these names in this order."""
+    from cuda.bindings import driver as real
+
+    calls = [name for name in vars(cuda_driver.Driver) if name.startswith("cu")]
+    assert len(calls) > 30
+    for name in calls:
+        got = list(inspect.signature(getattr(cuda_driver.Driver, name)).parameters)[1:]
+        assert got == list(inspect.signature(getattr(real, name)).parameters), name
+
+
+def test_tensorrts_methods_in_use_are_the_real_ones():
+    """The real ones tell their signatures in their docstrings: ``name(self: …, parameter: …``."""
+    import tensorrt_rtx as real
+
+    doubles = (rtx.Runtime, rtx.ICudaEngine, rtx.IExecutionContext, rtx.IRuntimeConfig)
+    checked = 0
+    for double in (*doubles, rtx.IRuntimeCache):
+        for name, method in vars(double).items():
+            if name.startswith("_") or not callable(method):
+                continue
+            text = getattr(getattr(real, double.__name__), name).__doc__
+            heads = re.findall(rf"{name}\(self: (.*?)\) ->", text)
+            assert heads, (double.__name__, name)
+            got = list(inspect.signature(method).parameters)[1:]
+            told = [re.findall(r", (\w+): ", head) for head in heads]
+            assert got in told, (name, got, told)
+            checked += 1
+    assert checked >= 12
+    strategy = real.ExecutionContextAllocationStrategy
+    assert strategy.USER_MANAGED and real.DynamicShapesKernelSpecializationStrategy.EAGER
+    for name in ("num_io_tensors", "device_memory_size_v2"):
+        assert isinstance(getattr(real.ICudaEngine, name), property)
+    assert isinstance(real.IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy, property)
 
 
 def test_any_thread_may_step(toys):
@@ -598,7 +705,7 @@ def test_step_input_of_a_plan_fills_empty_columns():
         given=np.zeros(1, np.float32),
         use_given=np.array([False, True]),
     )
-    controls.fill(block, task)
+    controls.fill(controls.views(block), task)
     at = offsets["slots"]
     slots = block[at : at + 32].view(np.int32).reshape(4, 2)
     assert slots.tolist() == [[2, 0], [3, 1], [-1, -1], [-1, -1]]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from doubles.rig import network_bundle, rigged
+from doubles.rig import built, network_bundle, rigged
 from PIL import Image
 
 from engine import runtime
@@ -132,3 +132,22 @@ def test_the_kernels_themselves_in_the_interpreter(fp32, film, reference, monkey
     finally:
         worker.close()
     assert overlap(got * 7, want * 7) >= 0.999
+
+
+@pytest.mark.slow
+def test_a_bundle_as_it_is_built(tmp_path, film, reference):
+    """From ``engine.build`` to masks: real engines and cubins, loaded by the real runtime; only
+    what would run on a GPU runs in ONNX Runtime, on the graphs that the bundle holds."""
+    from engine.build import Options, build
+
+    options = Options(
+        models=(MODEL,), size=SIZE, objects=(1, 2), targets=("sm_86",), out=tmp_path, frames=2
+    )
+    bundles = [built(folder) for folder in build(options, print)]
+    frames, mask = film
+    with rigged(bundles) as rig, rig.load() as seg:
+        agreed = overlap(list(seg.segment(frames, mask)), list(reference.segment(frames, mask)))
+        assert seg.step(frames[0], np.where(mask > 0, 0, np.eye(*SIZE, dtype=np.uint8) * 9)).any()
+        assert seg.ids == (1, 9)
+    print(f"IoU of the bundle with the reference: {agreed:.5f}")
+    assert agreed >= 0.99

@@ -31,7 +31,7 @@ def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_is_the_cpu_without_a_gpu_and_says_so_once(no_driver):
     name, why = runtime.choose("auto", MODEL)
     assert name == "cpu"
-    assert why.endswith("(not tensorrt-rtx, tensorrt, onnx-cuda: no driver)")
+    assert why.endswith("(not tensorrt, tensorrt-rtx, onnx-cuda: no driver)")
     told = runtime.status(MODEL)
     assert list(told) == list(runtime.BACKENDS)
     assert told["cpu"] == "" and told["tensorrt"] == "no driver"

@@ -9,7 +9,18 @@ from collections.abc import Iterator
 
 from engine import __version__, runtime, weights
 
-PACKAGES = ("numpy", "onnxruntime", "av", "pillow", "torch")
+PACKAGES = (
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "av",
+    "pillow",
+    "torch",
+    "triton",
+    "cuda-python",
+    "tensorrt",
+    "tensorrt-rtx",
+)
 
 
 def versions() -> dict[str, str]:
@@ -30,7 +41,7 @@ def report() -> Iterator[str]:
     yield ""
     yield "backends"
     for name, why_not in runtime.status().items():
-        yield f"  {name:<10} {'no: ' + why_not if why_not else 'yes'}"
+        yield f"  {name:<12} {'no: ' + why_not if why_not else 'yes'}"
     chosen, reason = runtime.choose("auto")
     yield f"  auto is '{chosen}', {reason}"
     yield ""

@@ -11,7 +11,7 @@ from engine.runtime.base import Backend
 from engine.weights import FOLDER, file_hash, find, int8_path
 
 #: In the order in which ``auto`` prefers them; it never takes ``reference``.
-GPU_BACKENDS = ("tensorrt-rtx", "tensorrt", "onnx-cuda")
+GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "onnx-cuda")
 BACKENDS = ("cpu", "cpu-int8", *GPU_BACKENDS, "reference")
 
 

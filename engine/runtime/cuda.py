@@ -55,6 +55,7 @@ class CudaBackend:
         self._pool: Pool | None = None
         self._plan: Plan | None = None
         self._objects = self._slots = 0
+        self._soft: F32 | None = None  # of a step whose plan is gone, as more slots were needed
         self._expected: Any = None  # the next frame, as the caller said
         self._staged: tuple[Any, Side] | None = None  # the frame whose upload has begun
         self._borrowed: list[Any] = []  # other libraries' frames that are being read
@@ -85,7 +86,9 @@ class CudaBackend:
             self._pool = Pool(self.device, shape, self.compute)
         elif old.shape != shape:
             self._pool = self._moved(old, shape, columns)
+            soft = self.probabilities() if list(columns) == list(range(self._objects)) else None
             self._drop_plan()  # its graphs hold the old pool's addresses
+            self._soft = soft
             self.compute.synchronize()
             old.close()
         elif any(c not in (i, -1) for i, c in enumerate(columns)):
@@ -117,7 +120,7 @@ class CudaBackend:
             if staged is None or staged[0] is not task.frame or staged[1] is not side:
                 # A frame that was expected and did not come is overwritten, in the stream's order.
                 self._stage(task.frame, side)
-            plan.controls.fill(side.host_control, task)
+            plan.controls.fill(side.controls, task)
             self.upload.upload(side.control, side.host_control)
             if task.given is not None:
                 given = scope.pinned(task.given.nbytes, "given masks")
@@ -198,7 +201,7 @@ class CudaBackend:
     def probabilities(self) -> F32:
         shape = (self._objects + 1, *self.geometry.padded)
         if self._plan is None:
-            return np.zeros(shape, np.float32)
+            return np.zeros(shape, np.float32) if self._soft is None else self._soft
         self.device.use()
         dtype = self._plan.shared["probabilities"].dtype
         soft = fetch(self.compute, self._plan.buffers["probabilities"], shape, dtype)
@@ -241,7 +244,7 @@ class CudaBackend:
             self.upload.synchronize()
             self.compute.synchronize()
             plan.close()
-        self._staged = self._expected = None
+        self._staged = self._expected = self._soft = None
         self._borrowed.clear()
 
     def _drop_pool(self) -> None:

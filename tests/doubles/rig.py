@@ -20,7 +20,7 @@ from doubles.code import Code
 from doubles.machine import Machine
 from doubles.rtx import Graph, Tensor, Toy
 from engine import bundle
-from engine.stages import open_axes
+from engine.stages import open_axes, pool_slots
 from engine.weights import find
 from kernels import aot
 
@@ -88,6 +88,15 @@ def rigged(
         mock.patch("engine.runtime.gpu.find_module", lambda name: True),
     ):
         yield Rig(machine, driver, tensorrt, bundles[0].folder.parent)
+
+
+def built(folder: Path) -> Made:
+    """A bundle that ``engine.build`` wrote: its engines run as the graphs that it holds."""
+    graphs = {}
+    for name, stage in bundle.load_bundle(folder).manifest.stages.items():
+        graphs[name] = Graph(folder / stage.onnx[ARCH])
+        graphs[name].name = name
+    return Made(folder, graphs)
 
 
 def write(
@@ -191,8 +200,8 @@ def toy_bundle(
         ]
     else:
         memory = [
-            Tensor("keys", (k + 2, h * w, 64), kind),
-            Tensor("values", (k + 2, k, h * w, 64), kind),
+            Tensor("keys", (pool_slots(k), h * w, 64), kind),
+            Tensor("values", (pool_slots(k), k, h * w, 64), kind),
             Tensor("slots", (k, 2), np.int32),
         ]
         toys = [Toy("step", [image, *memory, *masks], [soft, key, value, scores])]

@@ -7,6 +7,7 @@ documentation). Nothing goes through the host.
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -175,7 +176,7 @@ class DeviceMask:
         return made
 
     def __del__(self) -> None:
-        if hasattr(self, "address"):
+        if hasattr(self, "address") and not sys.is_finalizing():
             self._device.use()
             self._memory.close()
             self._device.release()

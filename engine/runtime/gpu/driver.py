@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -182,19 +183,26 @@ class Scope:
     def capture(self, stream: Stream) -> Iterator[list[Any]]:
         """Record what the block puts on ``stream``; the list then holds the executable graph.
 
-        Other threads may allocate meanwhile: only this one is held to the rules of a capture.
+        Other threads may allocate meanwhile: only this one is held to the rules of a capture, and
+        the garbage collector, which might free memory here, waits.
         """
         call, api = self.device.call, self.device.api
         mode = api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         graphs: list[Any] = []
-        call("cuStreamBeginCapture", stream.handle, mode)
+        collecting = gc.isenabled()
+        gc.disable()
         try:
-            yield graphs
-        except BaseException:
-            with contextlib.suppress(BackendError):
-                call("cuGraphDestroy", call("cuStreamEndCapture", stream.handle))
-            raise
-        graph = call("cuStreamEndCapture", stream.handle)
+            call("cuStreamBeginCapture", stream.handle, mode)
+            try:
+                yield graphs
+            except BaseException:
+                with contextlib.suppress(BackendError):
+                    call("cuGraphDestroy", call("cuStreamEndCapture", stream.handle))
+                raise
+            graph = call("cuStreamEndCapture", stream.handle)
+        finally:
+            if collecting:
+                gc.enable()
         try:
             graphs.append(call("cuGraphInstantiate", graph, 0))
         finally:

@@ -8,6 +8,8 @@ can be uploaded while this one is computed.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -35,12 +37,19 @@ def stage_range(name: str) -> AbstractContextManager[Any]:
 
     Within a replayed graph they show nothing: profile with ``graphs=False``.
     """
-    try:
-        import nvtx
-    except ImportError:
+    nvtx = _nvtx()
+    if nvtx is None:
         return nullcontext()
     annotated: AbstractContextManager[Any] = nvtx.annotate(name, domain="mobilevos")
     return annotated
+
+
+@functools.cache
+def _nvtx() -> Any:
+    try:
+        return importlib.import_module("nvtx")
+    except ImportError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -69,8 +78,19 @@ class Controls:
             end += -(-math.prod(shape) * np.dtype(dtype).itemsize // ALIGN) * ALIGN
         return found, end
 
-    def fill(self, block: NDArray[np.uint8], task: StepInput) -> None:
-        """Write a frame's into a block; columns of the bucket beyond its objects are inactive."""
+    def views(self, block: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """The fields of a block as arrays."""
+        offsets, _ = self.offsets()
+        return {
+            name: block[offsets[name] :][: math.prod(shape) * np.dtype(dtype).itemsize]
+            .view(dtype)
+            .reshape(shape)
+            for name, (shape, dtype) in self.fields.items()
+        }
+
+    @staticmethod
+    def fill(views: dict[str, NDArray[Any]], task: StepInput) -> None:
+        """Write a frame's; columns of the bucket beyond its objects are inactive."""
         used = len(task.slots)
         values: dict[str, NDArray[Any]] = {
             "slots": task.slots,
@@ -79,10 +99,7 @@ class Controls:
             "active": np.ones(used, np.bool_),
         }
         empty = {"slots": -1}
-        offsets, _ = self.offsets()
-        for name, (shape, dtype) in self.fields.items():
-            size = math.prod(shape) * np.dtype(dtype).itemsize
-            field = block[offsets[name] : offsets[name] + size].view(dtype).reshape(shape)
+        for name, field in views.items():
             field[...] = empty.get(name, 0)
             field[: len(values[name])] = values[name]
 
@@ -95,6 +112,7 @@ class Side:
     host_frame: NDArray[np.uint8]
     control: int
     host_control: NDArray[np.uint8]
+    controls: dict[str, NDArray[Any]]  # the fields of host_control
     ids: int
     stages: list[tuple[str, Callable[[Stream], None]]]
     contexts: list[Context]
@@ -155,11 +173,13 @@ class Plan:
         scope, frame_bytes = self._scope, math.prod(self.geometry.source) * 3
         offsets, control_bytes = self.controls.offsets()
         control = scope.memory(control_bytes, "the controls")
+        host_control = scope.pinned(control_bytes, "the controls")
         side = Side(
             frame=scope.memory(frame_bytes, "a frame"),
             host_frame=scope.pinned(frame_bytes, "a frame"),
             control=control,
-            host_control=scope.pinned(control_bytes, "the controls"),
+            host_control=host_control,
+            controls=self.controls.views(host_control),
             ids=scope.memory(math.prod(self.geometry.source), "a mask"),
             stages=[],
             contexts=[],
