@@ -2,9 +2,8 @@
 
 Convolutions and what lies between them get 8-bit weights (a scale a channel) and 8-bit activations
 (a scale a tensor), whose ranges are those seen on frames of a calibration set. The memory read and
-the merging of objects stay in fp32. Weights have 7 of the 8 bits: without VNNI, x86's products of
-8 and 8 bits are summed in pairs in 16 bits, which 8 would overflow, and masks would depend on the
-CPU.
+the merging of objects stay in fp32. All 8 bits of the weights are used, which x86 sums rightly only
+with VNNI (see `engine.runtime.vnni`): with 7, J&F on the development split fell by 0.02.
 """
 
 from __future__ import annotations
@@ -104,7 +103,7 @@ def quantize(model: str, folder: Path, steps: Sequence[Inputs]) -> bytes:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
-            reduce_range=True,
+            reduce_range=False,
         )
         result = onnx.load(quantized)
     result.producer_name = "mobilevos-engine"

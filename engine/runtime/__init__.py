@@ -8,6 +8,7 @@ from pathlib import Path
 from engine.bundle import DEFAULT_FOLDER
 from engine.errors import BackendError, EngineError, MissingExtraError, ModelError
 from engine.runtime.base import Backend
+from engine.runtime.vnni import why_no_int8
 from engine.weights import FOLDER, file_hash, find, int8_path
 
 #: In the order in which ``auto`` prefers them; it never takes ``reference``.
@@ -24,8 +25,10 @@ def status(model: str | None = None, bundles: Path = DEFAULT_FOLDER) -> dict[str
 
 
 def _why_not(backend: str, model: str | None, bundles: Path) -> str:
-    if backend in ("cpu", "cpu-int8"):
+    if backend == "cpu":
         return ""
+    if backend == "cpu-int8":
+        return why_no_int8()
     if backend == "reference":
         missing = [p for p in ("torch", "safetensors") if importlib.util.find_spec(p) is None]
         hint = "run: pip install 'mobilevos-engine[reference]'"
@@ -113,6 +116,9 @@ def create(
 def _create_int8(model: str, folder: Path, threads: int) -> Backend:
     from engine.runtime.ort import OrtBackend
 
+    reason = why_no_int8()
+    if reason:
+        raise BackendError(f"backend 'cpu-int8' cannot run here: {reason}")
     graph, weights = int8_path(model, folder), find(model, folder)[0]
     remedy = "make it with: python -m engine.quantize, or use the backend cpu"
     if not graph.is_file():
