@@ -126,7 +126,7 @@ def table(results: Results | None, bound: Callable[[str, str], float | None] | N
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in TABLE:
-        limits = [bound(row.model, card) if row.model else None for card in ("A40", "1080Ti")]
+        limits = [bound(row.model, card) if row.model else None for card in ("A40", "GTX 1080 Ti")]
         a40, ti = (f"{x:.0f} (b)" if x else "–" for x in limits)
         lines.append(
             f"| {row.name} | {'yes' if row.constant_memory else 'no'} | {marked(row.parameters)} | "
@@ -166,6 +166,6 @@ def card_bound(model: str, card: str) -> float | None:
     from bench.roofline import Unavailable, fps_bound
 
     try:
-        return fps_bound(model, card, "fp32" if card == "1080Ti" else "fp16")
+        return fps_bound(model, card, "fp32" if card == "GTX 1080 Ti" else "fp16")
     except Unavailable:
         return None

@@ -32,6 +32,7 @@ import numpy as np
 from bench.stages import STAGES, stage_of_nodes
 from engine.errors import EngineError, InputError
 from engine.frames import STRIDE
+from engine.gpus import GPUS
 from engine.weights import MODELS, available, graph_path
 from kernels.memory_read.roofline import count
 
@@ -53,15 +54,15 @@ class Peak:
     measured: bool = False
 
 
-#: Data sheets: fp16 on tensor cores, dense, accumulated in fp32 (NVIDIA's Ampere GA102, Ada AD102,
-#: A100 and H100 architecture papers; A40 data sheet). The 1080Ti has no fast fp16.
-CARDS = (
-    Peak("A40", {"fp16": 149.7e12, "fp32": 37.4e12}, 696e9),
-    Peak("1080Ti", {"fp32": 11.3e12}, 484e9),
-    Peak("RTX 3090", {"fp16": 71e12, "fp32": 35.6e12}, 936e9),
-    Peak("RTX 4090", {"fp16": 165.2e12, "fp32": 82.6e12}, 1008e9),
-    Peak("A100 80GB SXM", {"fp16": 312e12, "fp32": 19.5e12}, 2039e9),
-    Peak("H100 SXM", {"fp16": 989.4e12, "fp32": 66.9e12}, 3350e9),
+#: From data sheets; a card without tensor cores has no fast fp16.
+CARDS = tuple(
+    Peak(
+        gpu.name,
+        {"fp32": gpu.fp32_tflops * 1e12}
+        | ({"fp16": gpu.fp16_tensor_tflops * 1e12} if gpu.fp16_tensor_tflops else {}),
+        gpu.bandwidth_gb_s * 1e9,
+    )
+    for gpu in GPUS.values()
 )
 
 

@@ -41,11 +41,11 @@ class Limits:
     free_iou: float
 
 
-#: Measured with the trained mobilevos-mobilenetv2 at 480x864 and 96x160, in ONNX Runtime: fp32
-#: errors of 2e-6 and logits within 1e-4; fp16 7e-3 and 4e-2, both IoU from 0.9992 on.
+#: Some three times what was measured with the trained mobilevos-mobilenetv2 at 480x864 in ONNX
+#: Runtime: fp16 errors of 1.7e-2, logits within 0.2, both IoU from 0.9997 on. fp32: 8e-6 and 1e-4.
 LIMITS = {
     "fp32": Limits(error=1e-4, logits=1e-3, forced_iou=0.9999, free_iou=0.999),
-    "fp16": Limits(error=2e-2, logits=0.2, forced_iou=0.995, free_iou=0.99),
+    "fp16": Limits(error=5e-2, logits=0.6, forced_iou=0.995, free_iou=0.99),
 }
 
 
@@ -151,8 +151,11 @@ class Reference:
 
 
 class OnnxStages:
-    """Stage graphs in ONNX Runtime on the CPU; it computes fp16 nodes in fp32 and rounds their
-    results, which is what tensor cores with fp32 accumulators do."""
+    """Stage graphs in ONNX Runtime on the CPU: products in fp32, each result rounded to its type.
+
+    That is what tensor cores with fp32 accumulators do. Left alone, ONNX Runtime would carry fp32
+    through a chain of fp16 nodes, and agree three times better than any engine can; see `rounded`.
+    """
 
     def __init__(self, graphs: Mapping[str, bytes], threads: int = 0) -> None:
         import onnxruntime as ort
@@ -161,7 +164,12 @@ class OnnxStages:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         self.sessions = {
-            name: ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            name: ort.InferenceSession(
+                rounded(graph),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=["EliminateIdentity"],
+            )
             for name, graph in graphs.items()
         }
         self.one_graph = "step" in self.sessions
@@ -173,6 +181,32 @@ class OnnxStages:
         feed = {n: np.ascontiguousarray(inputs[n], t) for n, t in types.items()}
         names = [o.name for o in session.get_outputs()]
         return dict(zip(names, session.run(names, feed), strict=True))
+
+
+def rounded(graph: bytes) -> bytes:
+    """The graph with two Identities behind every fp16 result, which ONNX Runtime has for fp16.
+
+    It has no fp16 convolution on a CPU: it casts around one, and drops casts that meet. Between two
+    nodes that it runs in fp32 the Identities keep them apart, and so the rounding; a single one
+    it would run in fp32, too.
+    """
+    model = onnx.ModelProto.FromString(graph)
+    fp16 = TensorProto.FLOAT16
+    values = [*model.graph.value_info, *model.graph.output]
+    half = {v.name for v in values if v.type.tensor_type.elem_type == fp16}
+    nodes = []
+    for node in model.graph.node:
+        copy = onnx.NodeProto.FromString(node.SerializeToString())
+        nodes.append(copy)
+        for i, name in enumerate(node.output):
+            if name in half:
+                copy.output[i] = f"{name}.exact"
+                nodes.append(helper.make_node("Identity", [f"{name}.exact"], [f"{name}.fp16"]))
+                nodes.append(helper.make_node("Identity", [f"{name}.fp16"], [name]))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    typed: bytes = model.SerializeToString()
+    return typed
 
 
 _DTYPES: dict[str, type[np.generic]] = {
