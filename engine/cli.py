@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import __version__
+from engine.bundle import DEFAULT_FOLDER as BUNDLES
 from engine.errors import EngineError
 from engine.memory import POLICIES
 from engine.weights import FOLDER
@@ -66,6 +67,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=_positive, help="CPU threads (default: all cores)")
     group.add_argument(
         "--weights", type=Path, metavar="DIR", help="another folder to take the model from"
+    )
+    group.add_argument(
+        "--bundles",
+        type=Path,
+        metavar="DIR",
+        default=BUNDLES,
+        help="where python -m engine.build wrote what the GPU runs (default: %(default)s)",
+    )
+    group.add_argument(
+        "--expect-sha256", metavar="HEX", help="load only the bundle whose manifest.json has it"
     )
     group.add_argument(
         "--memory",
@@ -250,6 +261,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         options.weights or FOLDER,
         options.memory,
         options.tta,
+        bundles=options.bundles,
+        expect_sha256=options.expect_sha256,
     ) as segmenter:
         evaluate(segmenter, options.davis, options.sequences, options.out)
 
@@ -283,6 +296,8 @@ def _job_options(options: argparse.Namespace, **more: Any) -> Any:
         "weights",
         "memory",
         "tta",
+        "bundles",
+        "expect_sha256",
     ]
     return SegmentOptions(**{name: getattr(options, name) for name in shared}, **more)
 

@@ -713,3 +713,29 @@ def test_step_input_of_a_plan_fills_empty_columns():
     assert block[offsets["use_given"] :][:4].tolist() == [0, 1, 0, 0]
     assert block[offsets["active"] :][:4].tolist() == [1, 1, 0, 0]
     assert all(at % 256 == 0 for at in offsets.values())
+
+
+def test_the_command_line_pins_a_bundle(toys, tmp_path, capsys):
+    """``segment`` on the GPU backend, with the manifest's hash and with another one."""
+    import hashlib
+
+    from PIL import Image
+
+    from engine.cli import main
+    from engine.masks import write_mask
+
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for i, frame in enumerate(video(3)):
+        Image.fromarray(frame).save(frames / f"{i}.png")
+    write_mask(tmp_path / "first.png", squares(1))
+    pin = hashlib.sha256((toys[0].folder / "manifest.json").read_bytes()).hexdigest()
+    with rigged(toys) as rig:
+        command = ["segment", str(frames), "--mask", str(tmp_path / "first.png")]
+        command += ["--backend", "tensorrt-rtx", "--bundles", str(rig.bundles), "--expect-sha256"]
+        assert main([*command, pin, "--out", str(tmp_path / "out")]) == 0
+        assert len(list((tmp_path / "out" / "masks").iterdir())) == 3
+        assert "on tensorrt-rtx" in capsys.readouterr().out
+        assert main([*command, "f" * 64, "--out", str(tmp_path / "other")]) == 2
+        assert "not the expected" in capsys.readouterr().err
+        assert not any(rig.machine.live().values()), rig.machine.live()

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.background import prefetch
+from engine.bundle import DEFAULT_FOLDER
 from engine.commands.prompt import Box, mask_from_box
 from engine.commands.results import Results
 from engine.commands.run import Run
@@ -45,13 +46,15 @@ class SegmentOptions:
     weights: Path | None = None
     memory: str = "finite"
     tta: bool = False
+    bundles: Path = DEFAULT_FOLDER
+    expect_sha256: str | None = None
     credit: str | None = None
 
     def told(self) -> dict[str, Any]:
         """The options that decide the results, as JSON values."""
         skipped = ("resume", "overwrite", "credit")
         values = {k: v for k, v in asdict(self).items() if k not in skipped}
-        for name in ("out", "mask", "weights"):
+        for name in ("out", "mask", "weights", "bundles"):
             values[name] = None if values[name] is None else str(values[name])
         values["box"] = None if self.box is None else list(self.box)
         return values
@@ -69,6 +72,8 @@ def load_segmenter(options: SegmentOptions) -> Any:
         options.weights or FOLDER,
         options.memory,
         options.tta,
+        bundles=options.bundles,
+        expect_sha256=options.expect_sha256,
     )
 
 
