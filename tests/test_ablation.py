@@ -82,7 +82,7 @@ def test_an_ablation_from_end_to_end(data, tmp_path, monkeypatch, capsys):  # no
 
 
 @pytest.mark.parametrize(("options", "says"), [
-    (["--config", "mobilenetv2-first"], "choose one of: mobilenetv2, noaspp, resnet18"),
+    (["--config", "mobilenetv2-first"], "choose one of: noaspp, resnet18"),
     (["--only", "6"], "--only takes 0 to 5"),
     (["--steps", "0"], "--steps 1 or more"),
 ])  # fmt: skip

@@ -125,7 +125,7 @@ def table(rows: dict[str, dict[str, Any]], config: TrainConfig) -> Iterator[str]
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
     p = argparse.ArgumentParser(prog="python -m engine.train.ablation", description=__doc__)
-    p.add_argument("--config", default="mobilenetv2", help="the recipe (default: %(default)s)")
+    p.add_argument("--config", default="noaspp", help="the recipe (default: %(default)s)")
     p.add_argument("--davis", type=Path, required=True, help="a DAVIS folder, 480p")
     p.add_argument("--stills", type=Path, required=True, help="folder of <set>/images and masks")
     p.add_argument("--steps", type=int, default=100, help="a variant (default: %(default)s)")

@@ -69,12 +69,12 @@ def plot(logs: list[Path], out: Path, window: int) -> None:
     figure = Figure(figsize=(8, 2 * len(names)), layout="constrained")
     panels = figure.subplots(len(names), squeeze=False, sharex=True)[:, 0]
     for axes, name in zip(panels, names, strict=True):
-        for path, run in runs:
+        for colour, (path, run) in enumerate(runs):
             if name not in run:
                 continue
             label = path.parent.name or path.name
             values = run[name] if name == "rate" else smooth(run[name], window)
-            axes.plot(run["step"], values, label=label, linewidth=1)
+            axes.plot(run["step"], values, f"C{colour}", label=label, linewidth=1)
         axes.set_ylabel(TITLES.get(name, name))
         axes.grid(alpha=0.3)
     panels[0].legend()
