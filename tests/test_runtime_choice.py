@@ -100,7 +100,8 @@ def test_onnx_cuda_is_the_cpu_graph_on_the_cuda_provider(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_compiled_reference_gives_the_same():
+def test_the_compiled_reference_gives_the_same(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     frame = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     mask = np.zeros((64, 96), np.uint8)
     mask[20:40, 20:50] = 1
