@@ -127,7 +127,7 @@ def test_the_one_graph_variant(tmp_path):
     assert builder.main(options) == 0
     m = load_bundle(tmp_path / f"{NAME}-64x96-k2-fp16-tensorrt-rtx-graph").manifest
     assert list(m.stages) == ["step"]
-    assert m.stages["step"].inputs["keys"].shape == (4, 24, 64)
+    assert m.stages["step"].inputs["keys"].shape == (6, 24, 64)
     assert set(m.kernels["sm_86"]) == {"preprocess", "mask_head"}
 
 
@@ -154,7 +154,7 @@ def test_the_layer_report(capsys):
         "decode",
         "A40",
         "1080 Ti",
-        "Transpose",
+        "transpose",
         "measured",
     ):
         assert words in text

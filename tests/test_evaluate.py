@@ -187,7 +187,7 @@ def command(monkeypatch):
     """Run ``evaluate`` with perfect answers in place of the network."""
     loaded = []
 
-    def load(*args):
+    def load(*args, **options):
         loaded.append(args)
         return Answers(truth)
 
