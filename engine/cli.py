@@ -11,7 +11,6 @@ from typing import Any
 from engine import __version__
 from engine.bundle import DEFAULT_FOLDER as BUNDLES
 from engine.errors import EngineError
-from engine.memory import POLICIES
 from engine.weights import FOLDER
 
 DEFAULT_MODEL = "mobilevos-mobilenetv2"
@@ -80,8 +79,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--memory",
-        choices=POLICIES,
-        default=POLICIES[0],
+        choices=("finite", "infinite"),
+        default="finite",
         help="finite: remember the first and the most recent frame (default); infinite: every "
         "fifth frame too, slower and larger with every frame",
     )

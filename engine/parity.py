@@ -223,12 +223,12 @@ class Loop:
     Slots 0 and 1 take turns, slot 2 is the objects' anchor.
     """
 
-    def __init__(self, stages: Runner, objects: int, dims: tuple[int, int]) -> None:
+    def __init__(self, stages: Runner, objects: int, dims: tuple[int, int, int]) -> None:
         self.stages, self.objects = stages, objects
-        tokens, width = dims
+        tokens, key_dim, value_dim = dims
         slots = pool_slots(objects)
-        self.keys = np.zeros((slots, tokens, width), np.float32)
-        self.values = np.zeros((slots, objects, tokens, width), np.float32)
+        self.keys = np.zeros((slots, tokens, key_dim), np.float32)
+        self.values = np.zeros((slots, objects, tokens, value_dim), np.float32)
         self.last = 0
         self.outputs: Arrays = {}
 
@@ -282,7 +282,8 @@ def compare(
     ONNX Runtime.
     """
     runner = stages or OnnxStages(graphs)
-    dims = clip.images[0].shape[2] * clip.images[0].shape[3] // 256, model.config.key_dim
+    tokens = clip.images[0].shape[2] * clip.images[0].shape[3] // 256
+    dims = tokens, model.config.key_dim, model.config.value_dim
     reference = Loop(Reference(model), objects, dims)
     forced, free = (Loop(runner, objects, dims) for _ in range(2))
     parity = Parity(precision, clip.name, len(clip.images))

@@ -114,7 +114,7 @@ def test_the_memory_takes_turns_and_keeps_its_anchor(exported):
     _, _, graphs = exported
     clip = demo_clip(SIZE, 2)
     stages = parity.OnnxStages(raw(graphs))
-    loop, other = (parity.Loop(stages, 2, (24, 64)) for _ in "ab")
+    loop, other = (parity.Loop(stages, 2, (24, 64, 64)) for _ in "ab")
     for i, image in enumerate(clip.images):
         loop.remember(loop.frame(image, clip.masks(2, 1, given=i == 0), i == 0), i == 0)
         other.force(loop)

@@ -64,7 +64,7 @@ def test_adding_keeps_the_others(seg, frames, mask):
         if t >= 3:
             assert seg.ids == (1, 77)
             assert iou(got == 77, more == 77) > 0.3
-            assert iou(got == 1, alone[t] == 1) > 0.95
+            assert iou(got == 1, alone[t] == 1) > 0.93
     assert seg.probabilities.shape == (3, *mask.shape)
 
 
@@ -258,7 +258,7 @@ def test_bad_options():
     with pytest.raises(InputError, match="unknown memory 'huge'"):
         Segmenter.load(MODEL, memory="huge")
     with pytest.raises(ModelError, match="no trained weights"):
-        Segmenter.load("mobilevos-resnet18")
+        Segmenter.load("mobilevos-teacher")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing"])

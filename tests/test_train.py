@@ -22,6 +22,7 @@ from test_model import randomised
 
 import engine.train.__main__ as command
 from engine.commands.evaluate import Dataset
+from engine.confidence import LostWatch
 from engine.errors import InputError, ModelError, OutputError
 from engine.model import load
 from engine.model.backbones import ConvBN, MobileNetV2
@@ -172,6 +173,7 @@ def test_masks_that_are_too_small_are_an_error_and_not_an_endless_search(clips):
 def test_unroll_does_what_inference_does(clip, monkeypatch, objects):
     """Two clips in one batch, in fp32, against the frame loop on each of them."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(LostWatch, "lost", lambda *_, **__: set())  # clips know no lost objects
     name = "mobilevos-mobilenetv2"
     model = load(name, weights_path(name))
     frames = np.stack([clip[0][0:5], clip[0][10:20:2]])[:, :, :176, ::2]
