@@ -26,7 +26,7 @@ MODEL = "mobilevos-mobilenetv2"
 def results(tmp_path_factory):
     """A small run of everything."""
     out = tmp_path_factory.mktemp("bench")
-    options = ["--models", f"{MODEL},mobilevos-resnet18", "--backends", "reference,cpu,tensorrt"]
+    options = ["--models", f"{MODEL},mobilevos-teacher", "--backends", "reference,cpu,tensorrt"]
     options += ["--sizes", "32", "--frames", "12", "--clips", "short,prefilled,long"]
     assert run.main([*options, "--threads", "1", "--out", str(out)]) == 0
     return out, report.read(out / run.RESULTS)
@@ -60,9 +60,9 @@ def test_every_row_has_its_figures(results):
 
 def test_what_cannot_run_is_listed_with_the_reason(results):
     rows = [r for r in results[1].rows if r["status"] != harness.MEASURED]
-    assert {r["status"] for r in rows if r["model"] == "mobilevos-resnet18"} >= {
+    assert {r["status"] for r in rows if r["model"] == "mobilevos-teacher"} >= {
         "absent: no weights; --random-weights measures its speed without them"
-    } or any(r["model"] == "mobilevos-resnet18" for r in results[1].measured())
+    } or any(r["model"] == "mobilevos-teacher" for r in results[1].measured())
     assert {r["backend"] for r in rows} >= {"tensorrt"}
     assert all(r["status"].startswith("absent: ") and len(r["status"]) > 15 for r in rows)
 
