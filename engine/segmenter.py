@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +26,11 @@ from engine.frames import (
     plan,
     probabilities_to_source,
 )
+from engine.intake import Frame, Mask, check_mask, check_output, shape_text, take_frame
 from engine.memory import Memory, check_policy
 from engine.runtime.base import Backend, GpuBackend, StepInput
-from engine.runtime.gpu.arrays import device_shape, on_device
 from engine.tta import FlipBackend
 from engine.weights import FOLDER, file_hash, find
-
-Frame = NDArray[np.uint8]  # [H, W, 3], RGB
-Mask = NDArray[np.uint8]  # [H, W], object ids, 0 = background
 
 TIMED = 4096  # the most recent steps that percentiles are taken from
 MAX_OBJECTS = 255
@@ -364,59 +361,3 @@ class Segmenter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def shape_text(shape: tuple[int, ...]) -> str:
-    """Height and width as people write them, "width x height"."""
-    return f"{shape[1]}x{shape[0]}"
-
-
-def check_output(output: str, backend: Backend) -> str:
-    """Return ``output``; raise InputError if the backend cannot give it."""
-    if output not in ("numpy", "dlpack"):
-        raise InputError(f"unknown output '{output}'; choose one of: numpy, dlpack")
-    if output == "dlpack" and not backend.on_gpu:
-        raise InputError(
-            f"the backend '{backend.name}' has its masks on the host; leave output='dlpack' out"
-        )
-    return output
-
-
-def take_frame(frame: Any, backend: Backend) -> tuple[Any, tuple[int, ...]]:
-    """A frame as the backend takes it, and its shape; raises InputError if it cannot be one."""
-    if on_device(frame):
-        if not backend.on_gpu:
-            raise InputError(
-                f"this frame lies on a GPU, but the backend '{backend.name}' reads the host's "
-                "memory; copy it there first, or use a GPU backend"
-            )
-        return frame, device_shape(frame)
-    if hasattr(frame, "__dlpack__") and not isinstance(frame, np.ndarray):
-        frame = np.from_dlpack(frame)
-    check_frame(frame)
-    return frame, frame.shape
-
-
-def check_frame(frame: Frame) -> None:
-    """Raise InputError unless ``frame`` is uint8 [H, W, 3] and not empty."""
-    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8:
-        got = getattr(frame, "dtype", type(frame).__name__)
-        raise InputError(f"a frame must be a NumPy array of dtype uint8, but this one is {got}")
-    if frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
-        raise InputError(f"a frame must be RGB, [height, width, 3], but this one is {frame.shape}")
-
-
-def check_mask(mask: Mask, size: tuple[int, ...]) -> list[int]:
-    """Return the ids in a mask; raise InputError unless it is uint8 of ``size`` and has some."""
-    if not isinstance(mask, np.ndarray) or mask.dtype != np.uint8 or mask.ndim != 2:
-        got = f"{getattr(mask, 'dtype', type(mask).__name__)} {getattr(mask, 'shape', '')}"
-        raise InputError(f"a mask must be a NumPy array uint8 [height, width], but this is {got}")
-    if mask.shape != size:
-        raise InputError(
-            f"the mask is {shape_text(mask.shape)}, but the frame is {shape_text(size)}; "
-            "they must be of one size"
-        )
-    ids = [int(i) for i in np.flatnonzero(np.bincount(mask.ravel(), minlength=256)) if i]
-    if not ids:
-        raise InputError("the mask has no object: all its pixels are 0, the background")
-    return ids
