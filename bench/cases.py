@@ -18,7 +18,7 @@ from engine.masks import load_ids, resize_ids
 from engine.memory import POLICIES
 from engine.runtime import status
 from engine.video import open_source
-from engine.weights import FOLDER, MODELS, available
+from engine.weights import FOLDER, MODELS, available, int8_path
 
 U8 = NDArray[np.uint8]
 RIVAL = "rival"
@@ -99,6 +99,8 @@ def why_not(case: Case) -> str:
         if status()["reference"]:
             return status()["reference"]
         return _no_torch_tensorrt() if case.backend == "torch-tensorrt" else ""
+    if case.backend == "cpu-int8" and not int8_path(case.model, Path(case.weights)).is_file():
+        return status()["cpu-int8"] or "no int8 graph of this network; python -m engine.quantize"
     return status().get(case.backend, "this version has no such backend")
 
 

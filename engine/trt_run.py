@@ -19,7 +19,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class EngineStages:
-    """The engines of ``bundle`` for ``target``; see ``engine.parity.Runner``. Use with ``with``.
+    """The engines of ``bundle`` for ``target``; see ``engine.stage_run.Runner``. Use with ``with``.
 
     Raises BackendError if an engine does not load, memory is short, or the driver refuses.
     """

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +18,7 @@ from bench.cases import Case
 from bench.stages import OTHER, STAGES, measure, stage_of_nodes, wrapped
 from bench.subjects import network_of, prefill
 from engine import Segmenter
-from engine.weights import graph_path
+from engine.weights import FOLDER, find, graph_path
 
 ROOT = Path(__file__).parent.parent
 MODEL = "mobilevos-mobilenetv2"
@@ -67,6 +69,19 @@ def test_what_cannot_run_is_listed_with_the_reason(results):
     }
     assert {r["backend"] for r in rows} >= {"tensorrt"}
     assert all(r["status"].startswith("absent: ") and len(r["status"]) > 15 for r in rows)
+
+
+def test_a_network_without_an_int8_graph_is_absent_and_has_not_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(cases, "status", lambda: {"cpu": "", "cpu-int8": "", "reference": ""})
+    case = Case(MODEL, "cpu-int8", "finite", 1, 32, str(FOLDER), False)
+    assert cases.why_not(case) == ""
+    for path in find(MODEL):
+        shutil.copy(path, tmp_path)
+    without = dataclasses.replace(case, weights=str(tmp_path))
+    assert "no int8 graph" in cases.why_not(without)
+    assert cases.why_not(dataclasses.replace(without, backend="cpu")) == ""
+    monkeypatch.setattr(cases, "status", lambda: {"cpu-int8": "no VNNI"})
+    assert cases.why_not(without) == "no VNNI", "what cannot be mended is said first"
 
 
 def test_results_are_told_in_full(results):

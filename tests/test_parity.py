@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from test_model import randomised
 
-from engine import parity
+from engine import parity, stage_run
 from engine.clips import demo_clip, synthetic_clip
 from engine.errors import InputError, ModelError
 from engine.graph_passes import for_turing
@@ -113,8 +113,8 @@ def test_the_limits_each_bite():
 def test_the_memory_takes_turns_and_keeps_its_anchor(exported):
     _, _, graphs = exported
     clip = demo_clip(SIZE, 2)
-    stages = parity.OnnxStages(raw(graphs))
-    loop, other = (parity.Loop(stages, 2, (24, 64, 64)) for _ in "ab")
+    stages = stage_run.OnnxStages(raw(graphs))
+    loop, other = (stage_run.Loop(stages, 2, (24, 64, 64)) for _ in "ab")
     for i, image in enumerate(clip.images):
         loop.remember(loop.frame(image, clip.masks(2, 1, given=i == 0), i == 0), i == 0)
         other.force(loop)
@@ -143,7 +143,7 @@ def test_every_fp16_result_is_rounded():
         value_info=[helper.make_tensor_value_info("m", TensorProto.FLOAT16, shape)],
     )
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    stages = parity.OnnxStages({"s": made.SerializeToString()})
+    stages = stage_run.OnnxStages({"s": made.SerializeToString()})
     (got,) = stages.run("s", {"x": np.full(shape, x)}).values()
     np.testing.assert_array_equal(got, np.full(shape, want))
 

@@ -75,7 +75,8 @@ def _compare(
     """
     from engine.clips import demo_clip
     from engine.model import load
-    from engine.parity import Parity, Runner, compare, table
+    from engine.parity import Parity, compare, table
+    from engine.stage_run import Runner
 
     m = bundle.manifest
     model, clip = load(m.model, weights), demo_clip(m.size, frames)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from engine.errors import EngineError, InputError, MissingExtraError
@@ -41,9 +42,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    args = parser().parse_args(argv)
+    return exit_code(train, parser().parse_args(argv))
+
+
+def exit_code(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+    """Run a command that trains; returns its exit code, after a line about what ended it early."""
     try:
-        train(args)
+        run(args)
     except EngineError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code

@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import EngineError, InputError, MissingExtraError
+from engine.errors import InputError, MissingExtraError
 from engine.files import make_folder, write_atomic
+from engine.train.__main__ import exit_code
 from engine.train.config import DEVELOPMENT, Distillation, TrainConfig
 from engine.train.recipes import CONFIGS
 
@@ -194,16 +194,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    args = parser().parse_args(argv)
-    try:
-        run(args)
-    except EngineError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(run, parser().parse_args(argv))
 
 
 if __name__ == "__main__":
