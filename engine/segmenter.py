@@ -226,13 +226,20 @@ class Segmenter:
         """Yield the mask of every frame, the first included; frames are fetched ahead."""
         with prefetch(frames) as ahead:
             for i, frame in enumerate(ahead):
-                self._expect(ahead.peek())
+                following = ahead.peek()
+                if following is not None:
+                    self.expect(following)
                 yield self.step(frame) if i else self.start(frame, mask)
 
-    def _expect(self, frame: Frame | None) -> None:
-        """Tell the backend which frame comes next; what is wrong with it, its own step says."""
+    def expect(self, frame: Frame) -> None:
+        """Say which frame the step after the coming one gets: a GPU uploads it meanwhile.
+
+        A hint that changes no mask, for loops of one's own; :meth:`segment` gives it by itself. The
+        frame must be the same array as in its step, unchanged. What is wrong with it, that step
+        says; before ``start`` nothing happens.
+        """
         with contextlib.suppress(InputError):
-            if frame is not None and self._geometry is not None:
+            if self._geometry is not None:
                 frame, shape = take_frame(frame, self._backend)
                 if shape[:2] == self._geometry.source:
                     self._backend.expect(frame)

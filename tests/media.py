@@ -72,6 +72,9 @@ class FakeSegmenter:
         self.sum = 0
         self.lost_frames = {7: 2}
         self.ids_now = np.zeros(SIZE, np.uint8)
+        self.hints = 0  # frames that came as they were announced
+        self.coming: np.ndarray | None = None
+        self.after: np.ndarray | None = None
 
     @property
     def stats(self) -> FakeSegmenter:
@@ -80,9 +83,20 @@ class FakeSegmenter:
     def start(self, frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
         assert frame.dtype == np.uint8 and frame.flags.c_contiguous
         self.sum, self.ids_now, self.frames = int(frame.sum()), mask.copy(), 1
+        self.came(frame)
         return mask
 
+    def expect(self, frame: np.ndarray) -> None:
+        self.after = frame
+
+    def came(self, frame: np.ndarray) -> None:
+        if self.coming is not None:
+            assert frame is self.coming, "another frame was announced"
+            self.hints += 1
+        self.coming, self.after = self.after, None
+
     def step(self, frame: np.ndarray) -> np.ndarray:
+        self.came(frame)
         self.sum = (self.sum * 31 + int(frame.sum())) % 1_000_003
         self.ids_now = np.roll(self.ids_now, (self.sum % 3, self.sum % 5), (0, 1))
         self.frames += 1

@@ -17,6 +17,7 @@ import engine.commands.demo
 import engine.commands.job
 import engine.commands.run
 from engine import __version__
+from engine.background import Prefetcher
 from engine.cli import build_parser, main
 from engine.commands.prompt import mask_from_box
 from engine.errors import MissingExtraError
@@ -49,6 +50,17 @@ def masks(folder):
 
 def summary(folder):
     return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+
+def test_each_frame_is_announced_while_the_one_before_is_segmented(command, made, monkeypatch):
+    def wait(frames):
+        with frames._changed:
+            frames._changed.wait_for(lambda: frames._items or frames._finished)
+            return frames._items[0] if frames._items else None
+
+    monkeypatch.setattr(Prefetcher, "peek", wait)
+    assert main(command) == 0
+    assert made[0].hints == made[0].frames - 1 > 0
 
 
 def test_version_and_help():

@@ -223,7 +223,7 @@ def test_the_next_frame_is_uploaded_while_this_one_is_computed(toys):
         seg.start(next(frames), squares(1))
         seg.step(next(frames))
         a, b = next(frames), next(frames)
-        seg._expect(b)
+        seg.expect(b)
         rig.machine.log.clear()
         seg.step(a)
         assert rig.machine.log.count("upload") == 3  # two frames, one block of controls

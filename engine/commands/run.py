@@ -108,6 +108,9 @@ class Run:
                 self.count, self.earlier = self.count + 1, self.earlier + 1
                 continue
             started = self.done >= 0
+            following = self.frames.peek()
+            if following is not None:
+                self.segmenter.expect(following.image)
             step = self.segmenter.step if started else self.segmenter.start
             ids = step(frame.image) if started else step(frame.image, self.mask)
             self.worker.submit(self._keep, frame, ids)

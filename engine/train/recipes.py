@@ -137,6 +137,31 @@ CONFIGS = {
             ),
         ),
     ),
+    # Longer, and with larger gaps: the network that starts without ImageNet needs more steps.
+    "resnet18-long": TrainConfig(
+        model="mobilevos-resnet18",
+        start="resnet18",
+        fused=True,
+        teacher=TEACHER,
+        distil=DISTIL,
+        seed=5,
+        steps=500,
+        warmup=30,
+        lr_query=8e-5,
+        lr_value=1e-4,
+        lr_new=2e-4,
+        ema=0.99,
+        corrupt=0.4,
+        occluder=0.4,
+        frozen=0,
+        phases=(
+            Phase(until=0.6, frames=4, supervised=2, static=0.3, gap=14, pairs=0.3),
+            Phase(
+                until=1.0, frames=5, supervised=2, static=0.25, gap=12, pairs=0.3,
+                size=LARGE, batch=2,
+            ),
+        ),
+    ),
     # Learns nothing; a minute of it shows that training, killing and resuming work.
     "smoke": TrainConfig(
         model="mobilevos-mobilenetv2-noaspp",
