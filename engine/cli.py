@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 2 for errors of use, 3 for a truncated video."""
     options = build_parser().parse_args(arguments)
     try:
-        options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: _warn(f"warning: {message}")
+            options.run(options)
         sys.stdout.flush()
     except EngineError as error:
         _warn(f"{error.severity}: {' '.join(str(error).split())}")

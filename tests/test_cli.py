@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,16 @@ def test_each_frame_is_announced_while_the_one_before_is_segmented(command, made
     monkeypatch.setattr(Prefetcher, "peek", wait)
     assert main(command) == 0
     assert made[0].hints == made[0].frames - 1 > 0
+
+
+def test_a_warning_is_one_line(command, monkeypatch, capsys):
+    def load(options):
+        warnings.warn("slower, since it is so", RuntimeWarning, stacklevel=2)
+        return FakeSegmenter()
+
+    monkeypatch.setattr(engine.commands.job, "load_segmenter", load)
+    assert main(command) == 0
+    assert "warning: slower, since it is so" in capsys.readouterr().err.splitlines()
 
 
 def test_version_and_help():

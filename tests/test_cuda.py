@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cuda.bindings.driver import CUresult
 from doubles.machine import Machine, Misuse, newest, shuffled
 from doubles.rig import Made, Rig, rigged, toy_bundle
+from doubles.rtx import IExecutionContext
 from doubles.videos import SIZE, OnGpu, load, squares, video
 
 import engine.runtime.cuda as cuda_source
@@ -215,6 +217,23 @@ def test_graphs_are_replayed_and_equal_single_launches(toys):
         np.testing.assert_array_equal(list(single.segment(frames, squares(1))), want)
         assert len(launched) == 6
         single.close()
+
+
+@pytest.mark.parametrize("refuse", [
+    lambda rig, patch: patch.setitem(rig.driver.answers, "cuGraphInstantiate", CUresult(801)),
+    lambda rig, patch: patch.setitem(rig.driver.answers, "cuStreamBeginCapture", CUresult(900)),
+    lambda rig, patch: patch.setattr(IExecutionContext, "is_stream_capturable", lambda *_: False),
+])  # fmt: skip
+def test_what_cannot_be_captured_is_launched_stage_by_stage(toys, monkeypatch, refuse):
+    frames = video(6)
+    with rigged(toys) as rig, load(rig) as seg:
+        want = list(seg.segment(frames, squares(1)))
+    with rigged(toys) as rig:
+        refuse(rig, monkeypatch)
+        with load(rig) as seg, pytest.warns(RuntimeWarning, match="stage by stage") as told:
+            np.testing.assert_array_equal(list(seg.segment(frames, squares(1))), want)
+        assert len(told) == 1
+        assert not rig.machine.capturing and not any(rig.machine.live().values())
 
 
 def test_the_next_frame_is_uploaded_while_this_one_is_computed(toys):

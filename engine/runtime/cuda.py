@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -38,7 +39,8 @@ class CudaBackend:
 
     library: the bundles to choose from, by the video's size and the number of objects; closed with
         this backend.
-    graphs: replay a captured graph; else launch the stages one by one, as a profiler wants.
+    graphs: replay a captured graph; else launch the stages one by one, as a profiler wants, and as
+        is done with a RuntimeWarning where the capture fails.
     """
 
     on_gpu = True
@@ -187,7 +189,15 @@ class CudaBackend:
             return
         plan.run(side, self.compute)
         if self.graphs:
-            plan.capture(side, self.compute)
+            try:
+                plan.capture(side, self.compute)
+            except BackendError as error:  # the frame is on its way all the same
+                self.graphs = False
+                warnings.warn(
+                    f"every frame is launched stage by stage, which is slower, since: {error}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
 
     def to_gpu(self, mask: NDArray[np.uint8]) -> Any:
         self.device.use()
