@@ -57,7 +57,9 @@ class VideoWriter:
         context.color_primaries, context.color_trc = 1, 1
         if codec == "libx264":
             # No B-frames: with uneven times they make the muxer state too short a duration.
-            self._stream.options = {"preset": "superfast", "crf": "20", "bf": "0"}
+            # "superfast" at 20: equal quality, 0.7 of the bytes, 1.5 times the time, which the
+            # network lacks on a CPU and which bounds the FPS beside a GPU.
+            self._stream.options = {"preset": "ultrafast", "crf": "22", "bf": "0"}
         else:
             self._stream.bit_rate = max(500_000, int(0.15 * size[0] * size[1] * fps))
         self._container.start_encoding()
