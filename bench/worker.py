@@ -8,6 +8,7 @@ the subject prints goes to stderr.
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.cases import RIVAL, Case, lap
 from bench.subjects import load, prefill
@@ -30,7 +32,7 @@ class Worker:
     def __init__(self, spec: dict[str, Any]) -> None:
         self.case = Case(**spec["case"])
         self.threads: int = spec["threads"]
-        self.frames = np.load(spec["frames"], mmap_mode="r")
+        self.clip = Clip(Path(spec["frames"]))
         self.mask = np.load(spec["mask"])
         self.masks_file = Path(spec["masks_out"])
         self.at = 0  # index of the next frame in the endless clip
@@ -104,13 +106,31 @@ class Worker:
         return score(self.subject, Path(davis), sequences, laps)
 
     def _frame(self, index: int) -> Any:
-        # Copied: a frame as a decoder gives it, not a page of a file.
-        return np.array(self.frames[lap(index, len(self.frames))])
+        return self.clip[lap(index, len(self.clip))]
 
     def _next(self) -> Any:
         frame = self._frame(self.at)
         self.at += 1
         return frame
+
+
+class Clip:
+    """The frames of a NumPy file [T, H, W, 3] uint8, each read when it is asked for.
+
+    Not mapped: pages that were looked at would count to the memory of the process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        header = np.load(path, mmap_mode="r")
+        self.path, self.offset, self.shape = path, header.offset, header.shape
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        size = math.prod(self.shape[1:])
+        start = self.offset + index * size
+        return np.fromfile(self.path, np.uint8, size, offset=start).reshape(self.shape[1:])
 
 
 def memory() -> dict[str, float | None]:

@@ -17,6 +17,7 @@ from bench import cases, harness, report, run
 from bench.cases import Case
 from bench.stages import OTHER, STAGES, measure, stage_of_nodes, wrapped
 from bench.subjects import network_of, prefill
+from bench.worker import Clip
 from engine import Segmenter
 from engine.weights import FOLDER, find, graph_path
 
@@ -167,6 +168,17 @@ def test_a_profile_leaves_the_video_alone(clip):
         assert all(spent[stage] > 0 for stage in STAGES)
         after = seg.state_dict()
         assert all(before[k].tobytes() == after[k].tobytes() for k in before)  # NaN, too
+
+
+def test_a_clip_is_read_and_not_mapped(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (5, 8, 12, 3), np.uint8)
+    np.save(tmp_path / "clip.npy", frames)
+    clip = Clip(tmp_path / "clip.npy")
+    for i in (4, 0, 2):
+        np.testing.assert_array_equal(clip[i], frames[i])
+    assert len(clip) == 5
+    maps = Path("/proc/self/maps")
+    assert not maps.is_file() or "clip.npy" not in maps.read_text(), "it counts to our memory"
 
 
 def test_a_worker_that_fails_is_a_row(tmp_path, monkeypatch):
