@@ -6,8 +6,9 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,10 @@ class Results:
         return ratio_interval(row["times_ms"], base["times_ms"], paired=True) if base else None
 
 
-def conditions(plan: Plan) -> dict[str, Any]:
+def conditions(plan: Plan, arguments: Sequence[str]) -> dict[str, Any]:
     """All that the figures depend on and that can be found out."""
     return {
+        "command": shlex.join(["python", "bench/run.py", *arguments]),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "cpu": processor(),
         "gpu": gpu(),
@@ -125,6 +127,7 @@ def markdown(results: Results) -> str:
 
 def heading(told: dict[str, Any]) -> Iterator[str]:
     """The conditions in a few lines."""
+    yield f"`{told['command']}`"
     parts = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
     yield f"{told['cpu']}; GPU: {told['gpu']}; {told['threads']} thread(s); {told['system']}"
     yield f"{parts}; revision {told['git']}; {told['date']}; load average {told['load_average']}"
@@ -224,7 +227,7 @@ def readme_section(results: Results, plots: list[str]) -> str:
     # The threads and the sizes are of the run, whatever it was.
     lines = [
         f"Measured on {told['cpu']}, {told['threads']} thread(s), GPU: {told['gpu']}; "
-        f"`python bench/run.py`, revision {told['git']}, {told['date'][:10]}, "
+        f"`{told['command']}`, revision {told['git']}, {told['date'][:10]}, "
         + ", ".join(f"{k} {v}" for k, v in told["versions"].items() if k != "mobilevos-engine")
         + ". FPS of the median frame (95 % interval), frames decoded beforehand; "
         "*command*: FPS of `python -m engine segment` with decoding, masks and overlay.",

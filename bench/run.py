@@ -172,7 +172,8 @@ def measure(cases: Sequence[Case], plan: Plan, log_path: Path) -> list[Row]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark, or tell of its results, and return the exit code."""
-    options = build_parser().parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    options = build_parser().parse_args(arguments)
     out: Path = options.out
     try:
         if options.compare:
@@ -183,20 +184,20 @@ def main(argv: list[str] | None = None) -> int:
         elif options.readme:
             report.write_readme(options.readme, report.read(out / RESULTS), out)
         else:
-            run(options, out)
+            run(options, out, arguments)
     except (EngineError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def run(options: argparse.Namespace, out: Path) -> None:
-    """Measure, write everything and print the table."""
+def run(options: argparse.Namespace, out: Path, arguments: Sequence[str]) -> None:
+    """Measure, write everything and print the table; ``arguments``: the options as they came."""
     make_folder(out)
     plan = make_plan(options)
     cases = make_cases(options)
     rows = measure(cases, plan, out / "workers.log")
-    results = report.Results(report.conditions(plan), rows)
+    results = report.Results(report.conditions(plan, arguments), rows)
     report.write(out / RESULTS, results)
     text = report.markdown(results)
     report.write_text(out / "results.md", text)

@@ -88,6 +88,7 @@ def test_a_network_without_an_int8_graph_is_absent_and_has_not_failed(tmp_path, 
 def test_results_are_told_in_full(results):
     out, told = results
     assert {"cpu", "gpu", "threads", "git", "versions"} <= told.conditions.keys()
+    assert told.conditions["command"].startswith(f"python bench/run.py --models {MODEL},")
     table = (out / "results.md").read_text()
     assert f"| {MODEL} | cpu | infinite | prefilled 10x | 1 × 32 |" in table
     assert "10× over 1×" in table and "last tenth's FPS over the first's" in table
