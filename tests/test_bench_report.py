@@ -17,7 +17,8 @@ from engine.errors import InputError
 
 MODELS = ("mobilevos-resnet18", "mobilevos-mobilenetv2")
 CONDITIONS = {
-    "date": "2026-01-02T03:04:05+00:00", "cpu": "A CPU, 2 cores", "gpu": "none", "command": "python bench/run.py --quick", "threads": 2,
+    "date": "2026-01-02T03:04:05+00:00", "cpu": "A CPU, 2 cores", "gpu": "none",
+    "command": "python bench/run.py --quick", "threads": 2,
     "load_average": 0.1, "system": "Linux", "git": "abc", "clip_frames": 60,
     "prefilled_frames": 20, "versions": {"python": "3"},
 }  # fmt: skip
