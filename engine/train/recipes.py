@@ -6,8 +6,8 @@ from engine.train.config import Distillation, Phase, Teacher, TrainConfig
 
 LARGE = (320, 544)  # pixels; the batch is halved with it
 
-# The teacher of every student is, until a wider one is trained, the best network that is shipped,
-# with a memory of all frames: what the students have to do without.
+# The teacher of every student is the best network that is shipped, with a memory of all frames:
+# what the students have to do without. The wider "teacher" has not surpassed it so far.
 TEACHER = Teacher("mobilevos-mobilenetv2", every=2)
 DISTIL = Distillation(logits=0.5, representation=0.02)
 
