@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: _warn(f"warning: {message}")
+            warnings.showwarning = _show_warning
             options.run(options)
         sys.stdout.flush()
     except EngineError as error:
@@ -306,6 +306,10 @@ def _job_options(options: argparse.Namespace, **more: Any) -> Any:
 
 def _warn(line: str) -> None:
     print(line, file=sys.stderr)
+
+
+def _show_warning(message: Warning | str, *where: Any, **more: Any) -> None:
+    _warn(f"warning: {' '.join(str(message).split())}")
 
 
 def _index(text: str) -> int:

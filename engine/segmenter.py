@@ -232,7 +232,8 @@ class Segmenter:
                 yield self.step(frame) if i else self.start(frame, mask)
 
     def expect(self, frame: Frame) -> None:
-        """Say which frame the step after the coming one gets: a GPU uploads it meanwhile.
+        """Say which frame, uint8 [H, W, 3], the step after the coming one gets: a GPU uploads it
+        meanwhile.
 
         A hint that changes no mask, for loops of one's own; :meth:`segment` gives it by itself. The
         frame must be the same array as in its step, unchanged. What is wrong with it, that step

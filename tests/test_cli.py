@@ -66,7 +66,7 @@ def test_each_frame_is_announced_while_the_one_before_is_segmented(command, made
 
 def test_a_warning_is_one_line(command, monkeypatch, capsys):
     def load(options):
-        warnings.warn("slower, since it is so", RuntimeWarning, stacklevel=2)
+        warnings.warn("slower,\nsince it is so", RuntimeWarning, stacklevel=2)
         return FakeSegmenter()
 
     monkeypatch.setattr(engine.commands.job, "load_segmenter", load)
