@@ -17,8 +17,8 @@ import pytest
 from numpy.typing import NDArray
 
 from bench.cases import demo_clip
-from engine.frames import frame_to_network, masks_to_network, plan
-from engine.masks import load_ids, write_mask
+from engine.geometry import frame_to_network, masks_to_network, plan
+from engine.media.masks import load_ids, write_mask
 from engine.media.overlay import overlay
 from engine.segmenter import Segmenter
 from engine.weights import available

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from engine.commands.demo import MASK, START, find_clip
+from engine.data.demo import MASK, START, find_clip
 from engine.errors import InputError, MissingExtraError, ModelError
-from engine.frames import plan
-from engine.masks import load_ids, resize_ids
+from engine.geometry import plan
+from engine.media.masks import load_ids, resize_ids
+from engine.media.video import open_source
 from engine.memory import POLICIES
 from engine.runtime import status
-from engine.video import open_source
 from engine.weights import FOLDER, MODELS, available, int8_path
 
 U8 = NDArray[np.uint8]
@@ -100,7 +100,8 @@ def why_not(case: Case) -> str:
             return status()["reference"]
         return _no_torch_tensorrt() if case.backend == "torch-tensorrt" else ""
     if case.backend == "cpu-int8" and not int8_path(case.model, Path(case.weights)).is_file():
-        return status()["cpu-int8"] or "no int8 graph of this network; python -m engine.quantize"
+        command = "python -m engine.export.quantize"
+        return status()["cpu-int8"] or f"no int8 graph of this network; {command}"
     return status().get(case.backend, "this version has no such backend")
 
 
@@ -129,7 +130,7 @@ def make_random_weights(folder: Path) -> None:
     try:
         import torch
 
-        from engine.export import export
+        from engine.export.step import export
         from engine.model import create
     except ModuleNotFoundError as error:
         raise MissingExtraError("--random-weights", str(error.name), "build") from error

@@ -20,7 +20,7 @@ from PIL import Image, ImageFilter
 from engine.commands.evaluate import Dataset, load_truth
 from engine.errors import EngineError, InputError
 from engine.files import make_folder
-from engine.masks import write_mask
+from engine.media.masks import write_mask
 
 U8 = NDArray[np.uint8]
 

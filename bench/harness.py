@@ -19,7 +19,7 @@ from bench.accuracy import pooled_iou
 from bench.cases import COMPILED, RIVAL, Case, demo_clip, why_not
 from bench.pipeline import write_video
 from bench.timing import by_turns, summary
-from engine.masks import write_mask
+from engine.media.masks import write_mask
 
 ROOT = Path(__file__).parent.parent
 MEASURED = "measured here"

@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.commands import job
+from engine.commands import segment as job
 from engine.media.writer import VideoWriter
 
 RATE = 24.0

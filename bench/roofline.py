@@ -31,9 +31,9 @@ import numpy as np
 
 from bench.stages import STAGES, stage_of_nodes
 from engine.errors import EngineError, InputError
-from engine.frames import STRIDE
-from engine.gpus import GPUS
+from engine.geometry import STRIDE
 from engine.weights import MODELS, available, graph_path
+from kernels.cards import GPUS
 from kernels.memory_read.roofline import count
 
 ELEMENT = {"fp16": 2, "fp32": 4}
@@ -85,7 +85,7 @@ def load_graph(model: str) -> Any:
 
         if model in available():
             return onnx.load(graph_path(model), load_external_data=False)
-        from engine.export import step_graph
+        from engine.export.step import step_graph
         from engine.model import create, fuse
 
         return step_graph(fuse(create(model)))

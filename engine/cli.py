@@ -215,7 +215,7 @@ def _add_range_and_output(parser: argparse.ArgumentParser, out: Path) -> None:
 
 
 def _segment(options: argparse.Namespace) -> None:
-    from engine.commands.job import segment
+    from engine.commands.segment import segment
 
     segment(
         _job_options(
@@ -233,8 +233,8 @@ def _segment(options: argparse.Namespace) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from engine.commands import demo
-    from engine.commands.job import segment
+    from engine.commands.segment import segment
+    from engine.data import demo
 
     own = options.out == DEMO_OUT and not options.resume
     segment(
@@ -283,7 +283,7 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _job_options(options: argparse.Namespace, **more: Any) -> Any:
-    from engine.commands.job import SegmentOptions
+    from engine.commands.segment import SegmentOptions
 
     shared = [
         "end",

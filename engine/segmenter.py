@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine import runtime
-from engine.background import prefetch
 from engine.bundle import DEFAULT_FOLDER
 from engine.confidence import LostWatch
 from engine.errors import EngineError, InputError, StateError
-from engine.frames import (
+from engine.geometry import (
     Geometry,
     masks_to_network,
     plan,
@@ -29,7 +28,8 @@ from engine.frames import (
 from engine.intake import Frame, Mask, check_mask, check_output, shape_text, take_frame
 from engine.memory import Memory, check_policy
 from engine.runtime.base import Backend, GpuBackend, StepInput
-from engine.tta import FlipBackend
+from engine.runtime.flip import FlipBackend
+from engine.threads import prefetch
 from engine.weights import FOLDER, file_hash, find
 
 TIMED = 4096  # the most recent steps that percentiles are taken from

@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from engine.commands.demo import MASK, START, find_clip
-from engine.masks import load_ids, resize_ids
-from engine.video import open_source
+from engine.data.demo import MASK, START, find_clip
+from engine.media.masks import load_ids, resize_ids
+from engine.media.video import open_source
 
 U8 = NDArray[np.uint8]
 

@@ -9,7 +9,7 @@ import json
 import pytest
 from test_train import data  # noqa: F401
 
-from engine.train import ablation
+from bench import ablation
 from engine.train.config import Distillation
 from engine.train.loop import Trainer
 from engine.train.recipes import CONFIGS

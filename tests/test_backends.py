@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine import Segmenter
-from engine.frames import masks_to_network, plan
+from engine.geometry import masks_to_network, plan
 from engine.runtime import create
 from engine.runtime.base import StepInput
 from engine.runtime.ort import OrtBackend

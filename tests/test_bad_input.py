@@ -16,14 +16,14 @@ import pytest
 from media import SIZE, FakeSegmenter, make_mask, make_video, picture
 from PIL import Image
 
-import engine.commands.job
+import engine.commands.segment
 from engine.cli import main
-from engine.video import open_source
+from engine.media.video import open_source
 
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch):
-    monkeypatch.setattr(engine.commands.job, "load_segmenter", lambda options: FakeSegmenter())
+    monkeypatch.setattr(engine.commands.segment, "load_segmenter", lambda options: FakeSegmenter())
 
 
 @pytest.fixture
@@ -349,10 +349,10 @@ import os, signal, sys, time
 from pathlib import Path
 import numpy as np
 sys.path.insert(0, {tests!r})
-import engine.commands.job, engine.commands.run, media
+import engine.commands.segment, engine.commands.loop, media
 from engine.cli import main
 
-engine.commands.run.RESUME_SECONDS = 0.0
+engine.commands.loop.RESUME_SECONDS = 0.0
 folder, how = Path(sys.argv[1]), sys.argv[2]
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
 
@@ -375,9 +375,9 @@ def killed_in_replace(self, target):
     return replace(self, target)
 
 if how == "computing":
-    engine.commands.job.load_segmenter = lambda options: Killed()
+    engine.commands.segment.load_segmenter = lambda options: Killed()
 else:
-    engine.commands.job.load_segmenter = lambda options: media.FakeSegmenter()
+    engine.commands.segment.load_segmenter = lambda options: media.FakeSegmenter()
     Path.replace = killed_in_replace
 main(["segment", str(folder / "v.mp4"), "--mask", str(folder / "m.png"),
       "--out", str(folder / "out")])

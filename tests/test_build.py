@@ -11,11 +11,12 @@ import onnx
 import pytest
 from test_trt import needs_rtx
 
-from engine import build as builder
-from engine import cli, trt
+from engine import cli
+from engine.build import pipeline as builder
+from engine.build import trt
+from engine.build.parity import LIMITS
 from engine.bundle import load_bundle
 from engine.errors import BackendError, MissingExtraError, ModelError
-from engine.parity import LIMITS
 from engine.weights import weights_path
 
 NAME = "mobilevos-mobilenetv2"

@@ -14,16 +14,16 @@ import pytest
 from media import SIZE, FakeSegmenter, make_mask, make_video, picture
 from PIL import Image
 
-import engine.commands.demo
-import engine.commands.job
-import engine.commands.run
+import engine.commands.loop
+import engine.commands.segment
+import engine.data.demo
 from engine import __version__
-from engine.background import Prefetcher
 from engine.cli import build_parser, main
 from engine.commands.prompt import mask_from_box
 from engine.errors import MissingExtraError
-from engine.masks import read_mask
-from engine.video import Frame, open_source
+from engine.media.masks import read_mask
+from engine.media.video import Frame, open_source
+from engine.threads import Prefetcher
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def made(tmp_path, monkeypatch):
         made.append(FakeSegmenter())
         return made[-1]
 
-    monkeypatch.setattr(engine.commands.job, "load_segmenter", load)
+    monkeypatch.setattr(engine.commands.segment, "load_segmenter", load)
     return made
 
 
@@ -69,7 +69,7 @@ def test_a_warning_is_one_line(command, monkeypatch, capsys):
         warnings.warn("slower,\nsince it is so", RuntimeWarning, stacklevel=2)
         return FakeSegmenter()
 
-    monkeypatch.setattr(engine.commands.job, "load_segmenter", load)
+    monkeypatch.setattr(engine.commands.segment, "load_segmenter", load)
     assert main(command) == 0
     assert "warning: slower, since it is so" in capsys.readouterr().err.splitlines()
 
@@ -135,7 +135,7 @@ def test_a_backend_that_cannot_run_costs_no_earlier_results(command, tmp_path, m
     def fail(options):
         raise MissingExtraError("backend 'reference'", "torch", "reference")
 
-    monkeypatch.setattr(engine.commands.job, "load_segmenter", fail)
+    monkeypatch.setattr(engine.commands.segment, "load_segmenter", fail)
     assert main([*command, "--overwrite"]) == 2
     assert before and masks(tmp_path / "out") == before
     assert (tmp_path / "out" / "overlay.mp4").exists()
@@ -154,7 +154,7 @@ def test_resume_of_nothing_and_of_a_finished_run(command, made, tmp_path, capsys
 @pytest.fixture
 def interrupted(command, tmp_path, monkeypatch, capsys):
     """A run that Ctrl-C stopped at frame 7, with a resume point after every frame."""
-    monkeypatch.setattr(engine.commands.run, "RESUME_SECONDS", 0.0)
+    monkeypatch.setattr(engine.commands.loop, "RESUME_SECONDS", 0.0)
     step = FakeSegmenter.step
 
     def stop(self, frame):
@@ -223,7 +223,7 @@ class Camera:
 
 
 def test_camera_until_ctrl_c(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine.commands.job, "open_source", lambda name: Camera())
+    monkeypatch.setattr(engine.commands.segment, "open_source", lambda name: Camera())
     step = FakeSegmenter.step
 
     def stop(self, frame):
@@ -295,8 +295,8 @@ def test_demo_without_its_clip(monkeypatch, capsys):
 
 def test_demo(made, tmp_path, capsys, monkeypatch):
     try:
-        engine.commands.demo.find_clip()
-    except engine.commands.demo.InputError as missing:
+        engine.data.demo.find_clip()
+    except engine.data.demo.InputError as missing:
         pytest.skip(str(missing))
     monkeypatch.chdir(tmp_path)
     for _ in range(2):  # its own folder may be replaced
@@ -309,5 +309,5 @@ def test_demo(made, tmp_path, capsys, monkeypatch):
 
 
 def test_demo_mask():
-    ids = read_mask(engine.commands.demo.MASK, (720, 1280)).ids
+    ids = read_mask(engine.data.demo.MASK, (720, 1280)).ids
     assert set(np.unique(ids)) == {0, 1} and 0.1 < ids.mean() < 0.2

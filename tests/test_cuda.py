@@ -22,7 +22,7 @@ import engine.runtime.cuda as cuda_source
 import engine.runtime.gpu.plan as plan_source
 from engine.confidence import LostWatch
 from engine.errors import BackendError
-from engine.frames import plan
+from engine.geometry import plan
 from engine.runtime.gpu import arrays, driver, pool
 from engine.segmenter import Segmenter
 

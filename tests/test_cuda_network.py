@@ -12,7 +12,7 @@ from doubles.rig import built, network_bundle, rigged
 from PIL import Image
 
 from engine import runtime
-from engine.masks import resize_ids
+from engine.media.masks import resize_ids
 from engine.segmenter import Segmenter
 
 MODEL = "mobilevos-mobilenetv2"
@@ -138,7 +138,7 @@ def test_the_kernels_themselves_in_the_interpreter(fp32, film, reference, monkey
 def test_a_bundle_as_it_is_built(tmp_path, film, reference):
     """From ``engine.build`` to masks: real engines and cubins, loaded by the real runtime; only
     what would run on a GPU runs in ONNX Runtime, on the graphs that the bundle holds."""
-    from engine.build import Options, build
+    from engine.build.pipeline import Options, build
 
     options = Options(
         models=(MODEL,), size=SIZE, objects=(1, 2), targets=("sm_86",), out=tmp_path, frames=2

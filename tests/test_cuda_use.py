@@ -138,7 +138,7 @@ def test_the_command_line_pins_a_bundle(toys, tmp_path, capsys):
     from PIL import Image
 
     from engine.cli import main
-    from engine.masks import write_mask
+    from engine.media.masks import write_mask
 
     frames = tmp_path / "frames"
     frames.mkdir()

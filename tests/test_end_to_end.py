@@ -9,7 +9,7 @@ import pytest
 from media import make_mask, make_video, picture
 from PIL import Image
 
-import engine.commands.run
+import engine.commands.loop
 from engine import Segmenter
 from engine.cli import main
 
@@ -21,7 +21,7 @@ MODEL = "mobilevos-mobilenetv2-noaspp"
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     torch = pytest.importorskip("torch")
-    from engine.export import export
+    from engine.export.step import export
     from engine.model import create
 
     folder = tmp_path_factory.mktemp("weights")
@@ -46,7 +46,7 @@ def masks(folder):
 def test_interrupted_and_resumed(segment, tmp_path, monkeypatch):
     video = make_video(tmp_path / "v.mp4", 10, (96, 128))
     mask = make_mask(tmp_path / "m.png", (96, 128), value=7)
-    monkeypatch.setattr(engine.commands.run, "RESUME_SECONDS", 0.0)
+    monkeypatch.setattr(engine.commands.loop, "RESUME_SECONDS", 0.0)
     step, calls = Segmenter.step, []
 
     def stop(self, frame):

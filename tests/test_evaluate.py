@@ -14,7 +14,7 @@ import engine.segmenter
 from engine.cli import main
 from engine.commands.evaluate import evaluate, load_truth
 from engine.errors import InputError, MissingExtraError
-from engine.masks import load_ids, write_mask
+from engine.media.masks import load_ids, write_mask
 
 SIZE = (60, 90)
 FRAMES = 6

@@ -13,10 +13,10 @@ import torch
 from onnx import TensorProto
 from test_model import randomised
 
-from engine import export as exporter
 from engine.errors import ModelError
-from engine.export import externalise, step_graph
-from engine.frames import Geometry
+from engine.export import step as exporter
+from engine.export.step import externalise, step_graph
+from engine.geometry import Geometry
 from engine.model import CONFIGS, load
 from engine.runtime.base import StepInput
 from engine.runtime.ort import OrtBackend

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.frames import (
+from engine.geometry import (
     MAX_ASPECT,
     STRIDE,
     frame_to_network,

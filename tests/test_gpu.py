@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from engine import Segmenter, runtime
-from engine.build import Options, build
+from engine.build.pipeline import Options, build
 from engine.errors import EngineError
 
 pytestmark = pytest.mark.gpu

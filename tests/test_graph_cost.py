@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from onnx import ModelProto, TensorProto, helper, parser
 
+from engine.cost.graph import Cost, NodeCost, bound_ms, layered_bound_ms, node_costs, total
 from engine.errors import InputError
-from engine.gpus import A40, A100, GPU, GPUS, GTX_1080_TI
-from engine.graph_cost import Cost, NodeCost, bound_ms, layered_bound_ms, node_costs, total
+from kernels.cards import A40, A100, GPU, GPUS, GTX_1080_TI
 
 CARD = GPU("a card", "sm_00", 1.0, 2.0, 1.0, 1)  # 1 or 2 TFLOP/s, 1 GB/s
 NONE = Cost(0, 0, 0, 0)

@@ -9,8 +9,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from test_trt import needs_rtx
 
-from engine import trt
-from engine.graph_passes import (
+from engine.build import trt
+from engine.export.passes import (
     depthwise_as_products,
     fill_channels,
     for_turing,

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 from test_evaluate import davis
 
-from engine import Segmenter, quantize, runtime
+from engine import Segmenter, runtime
 from engine.errors import BackendError, InputError, ModelError
-from engine.masks import write_mask
+from engine.export import quantize
+from engine.media.masks import write_mask
 from engine.runtime import vnni
 from engine.weights import FOLDER, MODELS, find, int8_path
 

@@ -7,9 +7,9 @@ import pytest
 
 from engine import Segmenter
 from engine.confidence import LostWatch
-from engine.frames import pad_planes, plan
+from engine.geometry import pad_planes, plan
 from engine.runtime import create
-from engine.tta import FlipBackend
+from engine.runtime.flip import FlipBackend
 
 MODEL = "mobilevos-mobilenetv2"
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from engine.errors import InputError, OutputError
-from engine.masks import davis_palette, load_ids, read_mask, resize_ids, write_mask
+from engine.media.masks import davis_palette, load_ids, read_mask, resize_ids, write_mask
 from engine.media.overlay import _contour, overlay
 
 SIZE = (60, 80)

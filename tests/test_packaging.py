@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import engine
-from engine.commands.demo import MASK
+from engine.data.demo import MASK
 from engine.weights import available, graph_path, weights_path
 
 ROOT = Path(__file__).parents[1]

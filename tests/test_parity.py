@@ -10,13 +10,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from test_model import randomised
 
-from engine import parity, stage_run
-from engine.clips import demo_clip, synthetic_clip
+from engine.build import parity
+from engine.build import runners as stage_run
+from engine.build.parity import check, compare
+from engine.data.clips import demo_clip, synthetic_clip
 from engine.errors import InputError, ModelError
-from engine.graph_passes import for_turing
+from engine.export.passes import for_turing
+from engine.export.stages import OUTPUTS, stage_graphs
 from engine.model import CONFIGS, fuse
-from engine.parity import check, compare
-from engine.stages import OUTPUTS, stage_graphs
 
 SIZE = (64, 96)
 PRECISIONS = dict.fromkeys(CONFIGS, ("fp16",)) | {"mobilevos-mobilenetv2": ("fp16", "fp32")}
@@ -174,5 +175,5 @@ def test_without_the_demos_clip_a_synthetic_one_serves(monkeypatch):
     def missing():
         raise InputError("not installed")
 
-    monkeypatch.setattr("engine.clips.find_clip", missing)
+    monkeypatch.setattr("engine.data.clips.find_clip", missing)
     assert demo_clip(SIZE, 2).name == "synthetic"

@@ -8,11 +8,11 @@ import pytest
 from onnx import ModelProto
 from test_graph_cost import graph
 
+from engine.cost.graph import bound_ms, layered_bound_ms, node_costs, total
+from engine.cost.reformats import REASONS, reformats
+from engine.cost.report import CARDS, ReadShape, analyse, report
 from engine.errors import InputError
-from engine.gpus import A40, GTX_1080_TI
-from engine.graph_cost import bound_ms, layered_bound_ms, node_costs, total
-from engine.reformats import REASONS, reformats
-from engine.report import CARDS, ReadShape, analyse, report
+from kernels.cards import A40, GTX_1080_TI
 from kernels.memory_read import roofline
 
 READ = ReadShape(tokens=1620)

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from engine import trt
+from engine.build import trt
 from engine.errors import BackendError, InputError, MissingExtraError
 
 RTX = importlib.util.find_spec("tensorrt_rtx") is not None

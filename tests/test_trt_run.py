@@ -17,10 +17,10 @@ from test_bundle import MANIFEST
 from test_trt import conv, needs_rtx
 
 from engine import bundle as bundles
-from engine import trt
+from engine.build import trt
+from engine.build.trt_run import EngineStages
 from engine.bundle import Engine, Stage, Tensor
 from engine.errors import BackendError
-from engine.trt_run import EngineStages
 
 pytest.importorskip("cuda.bindings")
 SHAPE = (1, 8, 16, 16)

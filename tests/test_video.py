@@ -13,11 +13,11 @@ import pytest
 from media import SIZE, make_video, picture
 from PIL import Image
 
-from engine.background import Worker, prefetch
 from engine.errors import InputError, OutputError, TruncatedVideoError
 from engine.media.images import natural_key
+from engine.media.video import open_source
 from engine.media.writer import VideoWriter
-from engine.video import open_source
+from engine.threads import Worker, prefetch
 
 
 def close(image, index):

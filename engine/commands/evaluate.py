@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from engine.errors import InputError, MissingExtraError
 from engine.files import make_folder, write_atomic
-from engine.masks import load_ids, write_mask
 from engine.media.images import ImageFolder
+from engine.media.masks import load_ids, write_mask
 from engine.segmenter import Segmenter
 
 RESOLUTIONS = ("480p", "1080p", "Full-Resolution")

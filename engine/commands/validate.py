@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from engine.build.trt import device_target
 from engine.bundle import VALIDATION, Bundle, Tensor, file_sha256, load_bundle
 from engine.errors import MissingExtraError, ModelError
 from engine.files import write_atomic
-from engine.trt import device_target
 from engine.weights import find
 
 NEEDS = ("torch", "safetensors", "onnx")
@@ -73,10 +73,10 @@ def _compare(
 
     Returns the graphs' figures, what fails, and the engines' figures or why there are none.
     """
-    from engine.clips import demo_clip
+    from engine.build.parity import Parity, compare, table
+    from engine.build.runners import Runner
+    from engine.data.clips import demo_clip
     from engine.model import load
-    from engine.parity import Parity, compare, table
-    from engine.stage_run import Runner
 
     m = bundle.manifest
     model, clip = load(m.model, weights), demo_clip(m.size, frames)
@@ -101,7 +101,7 @@ def _compare(
         found = one(f"graphs for {names} in ONNX Runtime", graphs, None)
         figures[",".join(targets)] = found.summary()
         if not engines and here in targets:
-            from engine.trt_run import EngineStages
+            from engine.build.trt_run import EngineStages
 
             with EngineStages(bundle, here) as runner:
                 engines = one(f"engines for {here}", graphs, runner).summary()

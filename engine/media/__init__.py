@@ -1,1 +1,1 @@
-"""Decoding, encoding and drawing: what stands behind `engine.video` and `engine.masks`."""
+"""Videos, images and masks: read, written and drawn."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from engine.masks import davis_palette
+from engine.media.masks import davis_palette
 
 Image8 = NDArray[np.uint8]
 

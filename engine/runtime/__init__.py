@@ -120,7 +120,7 @@ def _create_int8(model: str, folder: Path, threads: int) -> Backend:
     if reason:
         raise BackendError(f"backend 'cpu-int8' cannot run here: {reason}")
     graph, weights = int8_path(model, folder), find(model, folder)[0]
-    remedy = "make it with: python -m engine.quantize, or use the backend cpu"
+    remedy = "make it with: python -m engine.export.quantize, or use the backend cpu"
     if not graph.is_file():
         raise ModelError(f"model '{model}' has no int8 graph in '{folder}'; {remedy}")
     backend = OrtBackend(graph, threads, name="cpu-int8")

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.frames import Geometry
+from engine.geometry import Geometry
 
 
 @dataclass(frozen=True)

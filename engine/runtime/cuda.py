@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import BackendError
-from engine.frames import Geometry
+from engine.geometry import Geometry
 from engine.runtime.base import StepInput
 from engine.runtime.gpu import arrays
 from engine.runtime.gpu.driver import Scope

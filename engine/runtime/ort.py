@@ -17,7 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from engine.errors import BackendError, ModelError
-from engine.frames import Geometry, frame_to_network
+from engine.geometry import Geometry, frame_to_network
 from engine.runtime.base import StepInput
 from engine.runtime.gpu.driver import need_driver
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from engine.frames import Geometry, frame_to_network
+from engine.geometry import Geometry, frame_to_network
 from engine.model import MobileVOS, aggregate, scores, upsample_logits
 from engine.runtime.base import StepInput
 

@@ -2,8 +2,8 @@
 
 A model is two files: ``NAME.safetensors``, the weights in fp16 with batch norms folded, and
 ``NAME.onnx``, the step graph that the CPU runs, whose weights are external data in the former.
-A third, ``NAME-int8.onnx``, which ``engine.quantize`` makes, is the same graph in 8 bits, weights
-and all.
+A third, ``NAME-int8.onnx``, which ``engine.export.quantize`` makes, is the same graph in 8 bits,
+weights and all.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def graph_path(name: str, folder: Path = FOLDER) -> Path:
 
 
 def int8_path(name: str, folder: Path = FOLDER) -> Path:
-    """The int8 step graph of model ``name`` in ``folder``; see `engine.quantize`."""
+    """The int8 step graph of model ``name`` in ``folder``; see `engine.export.quantize`."""
     return folder / f"{name}-int8.onnx"
 
 

@@ -20,7 +20,7 @@ from doubles.code import Code
 from doubles.machine import Machine
 from doubles.rtx import Graph, Tensor, Toy
 from engine import bundle
-from engine.stages import open_axes, pool_slots
+from engine.export.stages import open_axes, pool_slots
 from engine.weights import find
 from kernels import aot
 
@@ -217,8 +217,8 @@ def network_bundle(
     """The real graphs of a shipped model."""
     import onnx
 
+    from engine.export.stages import stage_graphs
     from engine.model import load
-    from engine.stages import stage_graphs
 
     out.mkdir(exist_ok=True)
     graphs = {}

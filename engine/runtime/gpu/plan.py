@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import BackendError
-from engine.frames import Geometry
+from engine.geometry import Geometry
 from engine.runtime.base import StepInput
 from engine.runtime.gpu.driver import Device, Scope, Stream
 from engine.runtime.gpu.pool import Pool

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from engine.bundle import Bundle, find_bundle, load_bundle
 from engine.errors import BackendError, ModelError
-from engine.frames import Geometry
+from engine.geometry import Geometry
 from engine.runtime.gpu.driver import Device, Scope
 from engine.runtime.gpu.tensorrt import Context, RuntimeCache, TensorRT
 from kernels import launch

@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from engine import __version__
-from engine.background import Prefetcher, Worker
 from engine.commands.info import versions
 from engine.commands.results import Results, fingerprint_of_input
 from engine.errors import EngineError, OutputError, TruncatedVideoError
-from engine.masks import load_ids, write_mask
+from engine.media.masks import load_ids, write_mask
 from engine.media.overlay import overlay
+from engine.media.video import Frame, Source
 from engine.media.writer import VideoWriter
-from engine.video import Frame, Source
+from engine.threads import Prefetcher, Worker
 
 if TYPE_CHECKING:
-    from engine.commands.job import SegmentOptions
+    from engine.commands.segment import SegmentOptions
 
 RESUME_SECONDS = 5.0
 _BAR = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}, {rate_noinv_fmt}, {remaining} left"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
-from engine.graph_cost import VIEWS, Graph, Value, node_name
+from engine.cost.graph import VIEWS, Graph, Value, node_name
 
 GROUP = 8  # channels that fp16 tensor-core kernels take at once
 
@@ -43,7 +43,7 @@ class Reformat:
 
 
 def reformats(model: onnx.ModelProto) -> list[Reformat]:
-    """All of them, in the graph's order; raises InputError as `engine.graph_cost.Graph` does.
+    """All of them, in the graph's order; raises InputError as `engine.cost.graph.Graph` does.
 
     Channels and boundaries are those of fp16 convolutions: fp32 has no groups to fill.
     """

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.background import prefetch
 from engine.bundle import DEFAULT_FOLDER
+from engine.commands.loop import Run
 from engine.commands.prompt import Box, mask_from_box
 from engine.commands.results import Results
-from engine.commands.run import Run
 from engine.errors import InputError
-from engine.masks import read_mask
-from engine.video import Frame, open_source
+from engine.media.masks import read_mask
+from engine.media.video import Frame, open_source
+from engine.threads import prefetch
 from engine.weights import FOLDER
 
 Say = Callable[[str], None]

@@ -11,9 +11,9 @@ from typing import Any
 
 import onnx
 
-from engine.gpus import A40, GPU, GTX_1080_TI, H100, RTX_4090
-from engine.graph_cost import Cost, bound_ms, layered_bound_ms, node_costs, total
-from engine.reformats import REASONS, reformats
+from engine.cost.graph import Cost, bound_ms, layered_bound_ms, node_costs, total
+from engine.cost.reformats import REASONS, reformats
+from kernels.cards import A40, GPU, GTX_1080_TI, H100, RTX_4090
 from kernels.memory_read import roofline
 
 CARDS = {A40: "A40", GTX_1080_TI: "1080Ti", RTX_4090: "RTX 4090", H100: "H100 SXM"}
@@ -62,7 +62,7 @@ def analyse(
 
     Returns ``stages`` (by name: ops, params, gflop, mb_fused, mb_unfused, intensity in FLOP/byte,
     and by card ``bound_ms`` and ``layered_bound_ms``), ``total`` (their sums, and ``bound_fps`` and
-    ``layered_bound_fps``), ``reformats`` (a list for each graph: `engine.reformats.Reformat`),
+    ``layered_bound_fps``), ``reformats`` (a list for each graph: `engine.cost.reformats.Reformat`),
     ``reasons``, ``notes``, and the arguments. Raises InputError for graphs that cannot be counted,
     and for another precision.
     """

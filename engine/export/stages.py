@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from engine.graph_passes import infer, means_in_fp32
+from engine.export.passes import infer, means_in_fp32
 from engine.model import Features, MobileVOS, aggregate, scores, upsample_logits
 from engine.model.read_memory import read_memory
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.frames import Geometry, pad_planes, probabilities_to_source
+from engine.geometry import Geometry, pad_planes, probabilities_to_source
 from engine.runtime.base import Backend, StepInput
 
 F32 = NDArray[np.float32]

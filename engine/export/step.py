@@ -256,7 +256,3 @@ def main(argv: list[str] | None = None) -> int:
     for path in (weights_path(args.model, args.out), graph_path(args.model, args.out)):
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from engine.export.stages import OUTPUTS, Decode, EncodeQuery, pool_slots
 from engine.model import MobileVOS
-from engine.stages import OUTPUTS, Decode, EncodeQuery, pool_slots
 from kernels.memory_read.reference import memory_read_reference
 
 Arrays = dict[str, NDArray[Any]]

@@ -16,11 +16,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from engine.clips import Clip
+from engine.build.runners import Arrays, Loop, OnnxStages, Reference, Runner, decode_inputs
+from engine.data.clips import Clip
 from engine.errors import ModelError
+from engine.export.stages import OUTPUTS
 from engine.model import MobileVOS
-from engine.stage_run import Arrays, Loop, OnnxStages, Reference, Runner, decode_inputs
-from engine.stages import OUTPUTS
 
 FP16_MAX = 65504.0
 STAGEWISE = 3  # the frames on which each stage is looked at alone, the given one first

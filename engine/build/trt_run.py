@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine import trt
+from engine.build import trt
 from engine.bundle import Bundle, Stage
 from engine.errors import BackendError
 
@@ -19,7 +19,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class EngineStages:
-    """The engines of ``bundle`` for ``target``; see ``engine.stage_run.Runner``. Use with ``with``.
+    """The engines of ``bundle`` for ``target``; see ``runners.Runner``. Use with ``with``.
 
     Raises BackendError if an engine does not load, memory is short, or the driver refuses.
     """

@@ -26,7 +26,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper
 
 from engine.errors import InputError
-from engine.gpus import GPU
+from kernels.cards import GPU
 
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from engine.commands.demo import MASK, START, find_clip
+from engine.data.demo import MASK, START, find_clip
 from engine.errors import InputError
-from engine.masks import load_ids
-from engine.video import open_source
+from engine.media.masks import load_ids
+from engine.media.video import open_source
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What each part of the distillation is worth: ``python -m engine.train.ablation --davis ROOT``.
+"""What each part of the distillation is worth: ``python -m bench.ablation --davis ROOT``.
 
 The same recipe is trained once a variant, with the same start, seed, clips and number of steps, and
 measured on the development split. Killed, it goes on; what is finished is not done again.
@@ -124,7 +124,7 @@ def table(rows: dict[str, dict[str, Any]], config: TrainConfig) -> Iterator[str]
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    p = argparse.ArgumentParser(prog="python -m engine.train.ablation", description=__doc__)
+    p = argparse.ArgumentParser(prog="python -m bench.ablation", description=__doc__)
     p.add_argument("--config", default="noaspp", help="the recipe (default: %(default)s)")
     p.add_argument("--davis", type=Path, required=True, help="a DAVIS folder, 480p")
     p.add_argument("--stills", type=Path, required=True, help="folder of <set>/images and masks")

@@ -4,9 +4,9 @@
 compiled for the GPU at hand when it is first loaded. ``tensorrt`` (10.12 or newer) tunes on the GPU
 in the machine, for that GPU. Precision lies in the graph: both build strongly typed.
 
-An engine is built in a fresh process, ``python -m engine.trt``. TensorRT orders an engine's outputs
-by their addresses, so that the same graph gives other bytes after other work, and a failed build
-leaves a trace in the next; in a fresh process the same graph gives the same bytes.
+An engine is built in a fresh process, ``python -m engine.build.trt``. TensorRT orders an engine's
+outputs by their addresses, so that the same graph gives other bytes after other work, and a failed
+build leaves a trace in the next; in a fresh process the same graph gives the same bytes.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def build_engine(
 
     timing_cache: the full TensorRT's, read and written. Raises BackendError with TensorRT's reason.
     """
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "graph.onnx").write_bytes(graph)
         request = {
@@ -192,7 +192,7 @@ def build_engine(
         paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
         # The child's memory must not depend on where the files lie: it works in their folder.
         run = subprocess.run(
-            [sys.executable, "-m", "engine.trt"],
+            [sys.executable, "-m", "engine.build.trt"],
             cwd=folder,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "0"},
             capture_output=True,
@@ -291,7 +291,7 @@ def _one_line(text: object) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """What a build's process runs: ``request.json`` and ``graph.onnx`` → ``engine``."""
-    argparse.ArgumentParser(prog="python -m engine.trt", description=__doc__).parse_args(argv)
+    argparse.ArgumentParser(prog="python -m engine.build.trt", description=__doc__).parse_args(argv)
     request = json.loads(Path("request.json").read_text())
     cache = request["timing_cache"]
     try:

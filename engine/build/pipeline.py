@@ -19,8 +19,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import __version__, bundle, trt
-from engine.build_options import Options, parse
+from engine import __version__, bundle
+from engine.build import trt
+from engine.build.options import Options, parse
 from engine.errors import BackendError, EngineError, MissingExtraError, ModelError
 from engine.files import write_atomic
 from engine.weights import available, find
@@ -28,7 +29,7 @@ from engine.weights import available, find
 if TYPE_CHECKING:
     import onnx
 
-    from engine.clips import Clip
+    from engine.data.clips import Clip
     from engine.model import MobileVOS
 
 NEEDS = ("torch", "safetensors", "onnx", "onnxscript", "triton")
@@ -66,7 +67,7 @@ def build(options: Options, say: Say = print) -> list[Path]:
         targets = tuple(t for t in targets if t != trt.TURING)
         why += f"; not {trt.TURING}, which has no fp32 product, and the read's scores need one"
     say(f"targets {', '.join(targets)}: {why}")
-    from engine.clips import demo_clip
+    from engine.data.clips import demo_clip
 
     plan = _Plan(options, runtime, version, targets, demo_clip(options.size, options.frames))
     made = [_build_one(plan, name, k, say) for name in names for k in options.objects]
@@ -77,10 +78,10 @@ def build(options: Options, say: Say = print) -> list[Path]:
 
 def report(options: Options, say: Say = print) -> None:
     """Print each model's costs, bounds and what TensorRT would reformat; builds nothing."""
+    from engine.cost.report import ReadShape
+    from engine.cost.report import report as layer_report
+    from engine.export.stages import stage_graphs
     from engine.model import load
-    from engine.report import ReadShape
-    from engine.report import report as layer_report
-    from engine.stages import stage_graphs
 
     for name in _models(options):
         model = load(name, find(name, options.weights)[0])
@@ -156,8 +157,8 @@ def export(
     model: MobileVOS, options: Options, objects: int
 ) -> dict[str, dict[str, onnx.ModelProto]]:
     """The stages' graphs: stage → form → graph; the form is ``""`` or a target with its own."""
-    from engine.graph_passes import for_turing
-    from engine.stages import stage_graphs
+    from engine.export.passes import for_turing
+    from engine.export.stages import stage_graphs
 
     graphs = stage_graphs(
         model, options.size, objects, options.precision, options.read, bool(options.dynamic)
@@ -181,7 +182,7 @@ def prove(
 
     Raises ModelError with the figures if they do not agree.
     """
-    from engine.parity import check, compare, table
+    from engine.build.parity import check, compare, table
 
     figures: dict[str, Any] = {}
     for group in trt.engine_groups(plan.targets):
@@ -258,7 +259,7 @@ def _signature(values: Any) -> dict[str, bundle.Tensor]:
 
 def _profile(graph: onnx.ModelProto, options: Options) -> trt.Profile:
     """The least, best and greatest shape of every input with open dimensions."""
-    from engine.stages import open_axes
+    from engine.export.stages import open_axes
 
     assert options.dynamic is not None
     low, high = options.dynamic
@@ -360,7 +361,3 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

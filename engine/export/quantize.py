@@ -1,4 +1,4 @@
-"""The int8 graph of the backend ``cpu-int8``: ``python -m engine.quantize``.
+"""The int8 graph of the backend ``cpu-int8``: ``python -m engine.export.quantize``.
 
 Convolutions and what lies between them get 8-bit weights (a scale a channel) and 8-bit activations
 (a scale a tensor), whose ranges are those seen on frames of a calibration set. The memory read and
@@ -118,7 +118,7 @@ def quantize(model: str, folder: Path, steps: Sequence[Inputs]) -> bytes:
 
 def main(argv: list[str] | None = None) -> int:
     """Write NAME-int8.onnx beside the model's other files."""
-    p = argparse.ArgumentParser(prog="python -m engine.quantize", description=__doc__)
+    p = argparse.ArgumentParser(prog="python -m engine.export.quantize", description=__doc__)
     p.add_argument("--davis", type=Path, required=True, help="data to calibrate on: DAVIS layout")
     p.add_argument("--without", nargs="*", default=[], metavar="SEQUENCE", help="leave these out")
     p.add_argument("--model", default="mobilevos-mobilenetv2", choices=MODELS)

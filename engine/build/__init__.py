@@ -1,0 +1,1 @@
+"""ONNX to bundles, what an NVIDIA GPU runs: ``python -m engine.build``."""

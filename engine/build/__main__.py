@@ -1,0 +1,5 @@
+"""``python -m engine.build``."""
+
+from engine.build.pipeline import main
+
+raise SystemExit(main())

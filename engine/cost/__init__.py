@@ -1,0 +1,1 @@
+"""What a network costs, by arithmetic alone: operations, bytes, bounds of time."""
