@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.cases import lap
-from engine.commands.evaluate import Dataset, load_truth, published_evaluator
+from engine.commands.evaluate import published_evaluator
+from engine.data.davis import Dataset, load_truth
 from engine.errors import InputError
 
 U8 = NDArray[np.uint8]

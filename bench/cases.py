@@ -15,7 +15,7 @@ from engine.data.demo import MASK, START, find_clip
 from engine.errors import InputError, MissingExtraError, ModelError
 from engine.geometry import plan
 from engine.media.masks import load_ids, resize_ids
-from engine.media.video import open_source
+from engine.media.open import open_source
 from engine.memory import POLICIES
 from engine.runtime import status
 from engine.weights import FOLDER, MODELS, available, int8_path

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from engine.commands.evaluate import Dataset, load_truth
+from engine.data.davis import Dataset, load_truth
 from engine.errors import EngineError, InputError
 from engine.files import make_folder
 from engine.media.masks import write_mask

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.commands import segment as job
+from engine.commands.options import SegmentOptions
 from engine.media.writer import VideoWriter
 
 RATE = 24.0
@@ -48,7 +49,7 @@ def command_fps(segmenter: Any, video: str, mask: Path, frames: int) -> dict[str
     its steps, both as it tells them itself.
     """
     with tempfile.TemporaryDirectory() as folder:
-        options = job.SegmentOptions(
+        options = SegmentOptions(
             video,
             Path(folder) / "out",
             mask,

@@ -323,8 +323,8 @@ def fractions(results: Any, peak: Peak) -> Iterator[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the bounds."""
+    from bench.common import RESULTS, cores, words
     from bench.report import read
-    from bench.run import RESULTS, cores, words
 
     p = argparse.ArgumentParser(prog="python bench/roofline.py", description=__doc__)
     p.add_argument("--models", type=words, default=MODELS)

@@ -9,7 +9,6 @@ clip forwards and backwards ten times. Writes a line of JSON a row, a Markdown t
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from bench import compare, plots, published, report
 from bench.cases import BACKENDS, COMPILED, Case, expand, make_random_weights
+from bench.common import RESULTS, cores, numbers, words
 from bench.harness import CLIPS, Group, Plan, Row
 from bench.rivals import parse_rival
 from engine.errors import EngineError, InputError
@@ -31,20 +31,6 @@ from engine.runtime import status
 from engine.weights import MODELS
 
 QUICK_MODEL = "mobilevos-mobilenetv2"
-RESULTS = "results.jsonl"
-
-
-def words(text: str) -> tuple[str, ...]:
-    """An option's value, separated by commas."""
-    return tuple(filter(None, text.split(",")))
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    """An option's value: whole numbers from 1 on, separated by commas."""
-    values = tuple(int(n) for n in words(text))
-    if not values or min(values) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a list of whole numbers from 1 on")
-    return values
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -103,13 +89,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="only write the results in --out between FILE's speed markers, and plots into docs/",
     )
     return p
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def make_plan(options: argparse.Namespace) -> Plan:

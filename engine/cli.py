@@ -283,7 +283,7 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _job_options(options: argparse.Namespace, **more: Any) -> Any:
-    from engine.commands.segment import SegmentOptions
+    from engine.commands.options import SegmentOptions
 
     shared = [
         "end",

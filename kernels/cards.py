@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.errors import InputError
-
 
 @dataclass(frozen=True)
 class GPU:
@@ -29,13 +27,13 @@ class GPU:
     sms: int
 
     def peak_tflops(self, precision: str) -> float:
-        """Highest rate for ``fp32`` or ``fp16`` tensors; raises InputError for another precision.
+        """Highest rate for ``fp32`` or ``fp16`` tensors; raises ValueError for another precision.
 
         Without tensor cores fp16 tensors are computed in fp32, which is the faster of the two on
         the one such card here (the GTX 1080 Ti's fp16 has 1/64 of the rate of its fp32).
         """
         if precision not in ("fp16", "fp32"):
-            raise InputError(f"no peak is known for precision '{precision}'; use fp16 or fp32")
+            raise ValueError(f"no peak is known for precision '{precision}'; use fp16 or fp32")
         if precision == "fp16" and self.fp16_tensor_tflops is not None:
             return self.fp16_tensor_tflops
         return self.fp32_tflops

@@ -12,7 +12,7 @@ from PIL import Image
 
 from engine.data.demo import MASK, START, find_clip
 from engine.media.masks import load_ids, resize_ids
-from engine.media.video import open_source
+from engine.media.open import open_source
 
 U8 = NDArray[np.uint8]
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 import engine.commands.segment
 from engine.cli import main
-from engine.media.video import open_source
+from engine.media.open import open_source
 
 
 @pytest.fixture(autouse=True)

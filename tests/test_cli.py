@@ -22,7 +22,8 @@ from engine.cli import build_parser, main
 from engine.commands.prompt import mask_from_box
 from engine.errors import MissingExtraError
 from engine.media.masks import read_mask
-from engine.media.video import Frame, open_source
+from engine.media.open import open_source
+from engine.media.source import Frame
 from engine.threads import Prefetcher
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.commands.evaluate import Dataset, load_truth
+from engine.data.davis import Dataset, load_truth
 from engine.errors import InputError
 
 spec = importlib.util.spec_from_file_location(

@@ -12,7 +12,8 @@ from PIL import Image
 
 import engine.segmenter
 from engine.cli import main
-from engine.commands.evaluate import evaluate, load_truth
+from engine.commands.evaluate import evaluate
+from engine.data.davis import load_truth
 from engine.errors import InputError, MissingExtraError
 from engine.media.masks import load_ids, write_mask
 

@@ -215,7 +215,7 @@ def test_cards() -> None:
     assert A40.peak_tflops("fp16") == 149.7
     assert A100.peak_tflops("fp32") == 19.5
     assert GTX_1080_TI.peak_tflops("fp16") == GTX_1080_TI.peak_tflops("fp32") == 11.3
-    with pytest.raises(InputError, match=r"precision 'int8'; use fp16 or fp32"):
+    with pytest.raises(ValueError, match=r"precision 'int8'; use fp16 or fp32"):
         A40.peak_tflops("int8")
 
 

@@ -11,7 +11,6 @@ from test_graph_cost import graph
 from engine.cost.graph import bound_ms, layered_bound_ms, node_costs, total
 from engine.cost.reformats import REASONS, reformats
 from engine.cost.report import CARDS, ReadShape, analyse, report
-from engine.errors import InputError
 from kernels.cards import A40, GTX_1080_TI
 from kernels.memory_read import roofline
 
@@ -219,7 +218,7 @@ def test_json_carries_everything_and_says_that_nothing_was_measured() -> None:
 
 
 def test_an_unknown_precision_is_refused() -> None:
-    with pytest.raises(InputError, match=r"precision 'int8'; use fp16 or fp32"):
+    with pytest.raises(ValueError, match=r"precision 'int8'; use fp16 or fp32"):
         report(stages(), "int8", READ)
 
 

@@ -10,9 +10,8 @@ import pytest
 
 from engine import runtime
 from engine.errors import BackendError
-from engine.runtime import gpu
 from engine.runtime import ort as ort_source
-from engine.runtime.gpu import driver
+from engine.runtime.gpu import driver, program
 from engine.segmenter import Segmenter
 from engine.weights import graph_path
 
@@ -24,7 +23,7 @@ def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     def need_driver() -> None:
         raise BackendError("no driver")
 
-    monkeypatch.setattr(driver, "need_driver", need_driver)
+    monkeypatch.setattr(program, "need_driver", need_driver)
     monkeypatch.setattr(ort_source, "need_driver", need_driver)
 
 
@@ -49,9 +48,9 @@ def test_a_backend_that_was_asked_for_is_not_replaced(name, monkeypatch):
 
 
 def test_what_is_missing_is_named_with_the_command_that_brings_it(monkeypatch, tmp_path):
-    monkeypatch.setattr(driver, "need_driver", lambda: None)
+    monkeypatch.setattr(program, "need_driver", lambda: None)
     monkeypatch.setattr(ort_source, "need_driver", lambda: None)
-    monkeypatch.setattr(gpu, "find_module", lambda name: False)
+    monkeypatch.setattr(program, "find_module", lambda name: False)
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     told = runtime.status(MODEL, tmp_path)
     assert "'tensorrt_rtx', which is not installed" in told["tensorrt-rtx"]

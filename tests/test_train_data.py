@@ -13,7 +13,7 @@ from PIL import Image
 from test_train import SMOKE, clips, data  # noqa: F401
 
 import engine.train.__main__ as command
-from engine.commands.evaluate import Dataset
+from engine.data.davis import Dataset
 from engine.errors import InputError
 from engine.train.config import DEVELOPMENT, Phase
 from engine.train.data import MIN_AREA, Clips, load_davis, pick_times

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from engine.build import trt
+from engine.build import targets, trt
 from engine.errors import BackendError, InputError, MissingExtraError
 
 RTX = importlib.util.find_spec("tensorrt_rtx") is not None
@@ -90,34 +90,34 @@ def test_a_refusal_is_one_line_with_tensorrts_reason(graph, target, reason):
 
 def test_targets_of_rtx(monkeypatch):
     def here(target):
-        monkeypatch.setattr(trt, "device_target", lambda: target)
+        monkeypatch.setattr(targets, "device_target", lambda: target)
 
     here(None)
-    assert trt.choose_targets("tensorrt-rtx", None)[0] == trt.RTX_TARGETS
-    assert trt.choose_targets("tensorrt-rtx", ["sm_89", "sm_80"])[0] == ("sm_80", "sm_89")
+    assert targets.choose_targets("tensorrt-rtx", None)[0] == targets.RTX_TARGETS
+    assert targets.choose_targets("tensorrt-rtx", ["sm_89", "sm_80"])[0] == ("sm_80", "sm_89")
     here("sm_86")
-    assert trt.choose_targets("tensorrt-rtx", None)[0] == ("sm_86",)
+    assert targets.choose_targets("tensorrt-rtx", None)[0] == ("sm_86",)
     with pytest.raises(InputError, match=r"does not build for 'sm_90'.*--runtime tensorrt"):
-        trt.choose_targets("tensorrt-rtx", ["sm_90"])
+        targets.choose_targets("tensorrt-rtx", ["sm_90"])
     here("sm_90")
     with pytest.raises(InputError, match="sm_90"):
-        trt.choose_targets("tensorrt-rtx", None)
+        targets.choose_targets("tensorrt-rtx", None)
 
 
 def test_targets_of_the_full_tensorrt(monkeypatch):
-    monkeypatch.setattr(trt, "device_target", lambda: None)
+    monkeypatch.setattr(targets, "device_target", lambda: None)
     with pytest.raises(BackendError, match="--runtime tensorrt-rtx"):
-        trt.choose_targets("tensorrt", None)
-    monkeypatch.setattr(trt, "device_target", lambda: "sm_90")
-    assert trt.choose_targets("tensorrt", None)[0] == ("sm_90",)
-    assert trt.choose_targets("tensorrt", ["sm_90"])[0] == ("sm_90",)
+        targets.choose_targets("tensorrt", None)
+    monkeypatch.setattr(targets, "device_target", lambda: "sm_90")
+    assert targets.choose_targets("tensorrt", None)[0] == ("sm_90",)
+    assert targets.choose_targets("tensorrt", ["sm_90"])[0] == ("sm_90",)
     with pytest.raises(InputError, match="sm_90, only"):
-        trt.choose_targets("tensorrt", ["sm_86"])
+        targets.choose_targets("tensorrt", ["sm_86"])
 
 
 def test_turing_has_an_engine_of_its_own():
-    assert trt.engine_groups(("sm_75", "sm_80", "sm_86")) == [("sm_80", "sm_86"), ("sm_75",)]
-    assert trt.engine_groups(("sm_75",)) == [("sm_75",)]
+    assert targets.engine_groups(("sm_75", "sm_80", "sm_86")) == [("sm_80", "sm_86"), ("sm_75",)]
+    assert targets.engine_groups(("sm_75",)) == [("sm_75",)]
 
 
 @pytest.mark.parametrize(
@@ -130,22 +130,22 @@ def test_turing_has_an_engine_of_its_own():
     ],
 )
 def test_the_default_runtime(monkeypatch, installed, gpu, chosen):
-    monkeypatch.setattr(trt, "device_target", lambda: gpu)
+    monkeypatch.setattr(targets, "device_target", lambda: gpu)
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: n if n in installed else None)
-    assert trt.choose_runtime(None)[0] == chosen
-    assert trt.choose_runtime(chosen) == (chosen, "asked for")
+    assert targets.choose_runtime(None)[0] == chosen
+    assert targets.choose_runtime(chosen) == (chosen, "asked for")
 
 
 def test_a_missing_runtime_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for name in (None, *trt.PACKAGES):
+    for name in (None, *targets.PACKAGES):
         with pytest.raises(MissingExtraError, match=r"mobilevos-engine\[gpu\]"):
-            trt.choose_runtime(name)
+            targets.choose_runtime(name)
     with pytest.raises(InputError, match="unknown runtime"):
-        trt.choose_runtime("cudnn")
+        targets.choose_runtime("cudnn")
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(MissingExtraError, match="tensorrt_rtx"):
-        trt.load("tensorrt-rtx")
+        targets.load("tensorrt-rtx")
 
 
 @pytest.mark.parametrize(
@@ -156,10 +156,10 @@ def test_the_oldest_full_tensorrt(monkeypatch, version, fits):
     module.__version__ = version
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     if fits:
-        assert trt.load("tensorrt") is module
+        assert targets.load("tensorrt") is module
     else:
         with pytest.raises(BackendError, match=r"10\.12 or newer"):
-            trt.load("tensorrt")
+            targets.load("tensorrt")
 
 
 # What the full TensorRT is told, by a stand-in: it cannot be installed where the tests run

@@ -17,7 +17,7 @@ from test_bundle import MANIFEST
 from test_trt import conv, needs_rtx
 
 from engine import bundle as bundles
-from engine.build import trt
+from engine.build import targets
 from engine.build.trt_run import EngineStages
 from engine.bundle import Engine, Stage, Tensor
 from engine.errors import BackendError
@@ -138,7 +138,7 @@ def tensorrt(cuda: Cuda, loads: bool = True, runs: bool = True) -> types.SimpleN
 def stand_ins(monkeypatch):
     def use(cuda: Cuda, **options: bool) -> Cuda:
         module = tensorrt(cuda, **options)
-        monkeypatch.setattr(trt, "load", lambda runtime: module)
+        monkeypatch.setattr(targets, "load", lambda runtime: module)
         monkeypatch.setattr("cuda.bindings.runtime", cuda)
         return cuda
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from engine.errors import InputError, OutputError, TruncatedVideoError
 from engine.media.images import natural_key
-from engine.media.video import open_source
+from engine.media.open import open_source
 from engine.media.writer import VideoWriter
 from engine.threads import Worker, prefetch
 

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 from engine import __version__, bundle
 from engine.build import trt
 from engine.build.options import Options, parse
+from engine.build.targets import TURING, choose_runtime, choose_targets, engine_groups
+from engine.build.targets import load as load_tensorrt
 from engine.errors import BackendError, EngineError, MissingExtraError, ModelError
 from engine.files import write_atomic
 from engine.weights import available, find
@@ -59,13 +61,13 @@ def build(options: Options, say: Say = print) -> list[Path]:
     BackendError: TensorRT or Triton refuses. InputError: a target that cannot be built.
     """
     names = _models(options)
-    runtime, why = trt.choose_runtime(options.runtime)
-    version = trt.load(runtime).__version__
+    runtime, why = choose_runtime(options.runtime)
+    version = load_tensorrt(runtime).__version__
     say(f"runtime {runtime} {version}: {why}")
-    targets, why = trt.choose_targets(runtime, options.targets)
-    if options.read == "graph" and not options.targets and trt.TURING in targets:
-        targets = tuple(t for t in targets if t != trt.TURING)
-        why += f"; not {trt.TURING}, which has no fp32 product, and the read's scores need one"
+    targets, why = choose_targets(runtime, options.targets)
+    if options.read == "graph" and not options.targets and TURING in targets:
+        targets = tuple(t for t in targets if t != TURING)
+        why += f"; not {TURING}, which has no fp32 product, and the read's scores need one"
     say(f"targets {', '.join(targets)}: {why}")
     from engine.data.clips import demo_clip
 
@@ -166,7 +168,7 @@ def export(
     forms = {stage: {"": graph} for stage, graph in graphs.items()}
     if not options.dynamic:  # it needs the shapes
         for stage, graph in graphs.items():
-            forms[stage][trt.TURING] = for_turing(graph)
+            forms[stage][TURING] = for_turing(graph)
     return forms
 
 
@@ -185,7 +187,7 @@ def prove(
     from engine.build.parity import check, compare, table
 
     figures: dict[str, Any] = {}
-    for group in trt.engine_groups(plan.targets):
+    for group in engine_groups(plan.targets):
         raw = {
             stage: forms.get(group[0], forms[""]).SerializeToString()
             for stage, forms in graphs.items()
@@ -212,7 +214,7 @@ def _engines(
     """Build a stage's engines into ``files``; one for all targets but Turing, which has its own."""
     options = plan.options
     engines, sources = {}, {}
-    for group in trt.engine_groups(plan.targets):
+    for group in engine_groups(plan.targets):
         form = group[0] if group[0] in forms else ""
         graph = forms[form].SerializeToString()
         source = f"{stage}.{form}.onnx" if form else f"{stage}.onnx"

@@ -12,8 +12,6 @@ build leaves a trace in the next; in a fresh process the same graph gives the sa
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import json
 import os
 import re
@@ -26,13 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.errors import BackendError, EngineError, InputError, MissingExtraError
+from engine.build.targets import load, one_line
+from engine.errors import BackendError, EngineError
+from engine.files import make_folder, write_atomic
 
-PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
-#: What TensorRT for RTX builds for; sm_90 and sm_100 need the full TensorRT on the GPU itself.
-RTX_TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120")
-TURING = "sm_75"
-OLDEST = (10, 12)
 _MEMORY = {
     "activation_bytes": re.compile(r"Total Activation Memory: (\d+) bytes"),
     "weight_bytes": re.compile(r"Total Weights Memory: (\d+) bytes"),
@@ -50,120 +45,6 @@ class Plan:
     activation_bytes: int
     weight_bytes: int
     seconds: float
-
-
-def choose_runtime(name: str | None) -> tuple[str, str]:
-    """The flavour to build with, and why: ``name``, or what is installed.
-
-    Raises MissingExtraError if it, or any, is not installed.
-    """
-    installed = [n for n, p in PACKAGES.items() if importlib.util.find_spec(p)]
-    if name is not None:
-        if name not in PACKAGES:
-            raise InputError(f"unknown runtime '{name}'; choose one of: {', '.join(PACKAGES)}")
-        if name not in installed:
-            raise MissingExtraError(f"--runtime {name}", PACKAGES[name], "gpu")
-        return name, "asked for"
-    if not installed:
-        raise MissingExtraError("building engines", PACKAGES["tensorrt-rtx"], "gpu")
-    if len(installed) == 1:
-        return installed[0], "the one that is installed"
-    if device_target() is None:
-        return "tensorrt-rtx", "both are installed, and without a GPU only this one builds"
-    return "tensorrt", "both are installed, and this one tunes on the GPU in this machine"
-
-
-def load(runtime: str) -> Any:
-    """Import a flavour's module.
-
-    Raises MissingExtraError, or BackendError for a version that is too old or does not load.
-    """
-    package = PACKAGES[runtime]
-    try:
-        module = importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"runtime '{runtime}'", str(error.name), "gpu") from error
-    except (ImportError, OSError) as error:
-        raise BackendError(
-            f"the package '{package}' does not load ({_one_line(error)}); "
-            f"reinstall it: pip install --force-reinstall {package.replace('_', '-')}"
-        ) from error
-    if runtime == "tensorrt":
-        version = tuple(int(part) for part in re.findall(r"\d+", module.__version__)[:2])
-        if version < OLDEST:
-            raise BackendError(
-                f"TensorRT {module.__version__} is installed, but 10.12 or newer is needed; "
-                "run: pip install 'tensorrt>=10.12'"
-            )
-    return module
-
-
-def device_target() -> str | None:
-    """The architecture of the first GPU in this machine, ``sm_86``; None without one."""
-    try:
-        from cuda.bindings import driver
-    except ImportError:
-        return None
-    try:
-        if driver.cuInit(0)[0] != 0:
-            return None
-        error, device = driver.cuDeviceGet(0)
-        if error != 0:
-            return None
-        attribute = driver.CUdevice_attribute
-        major = driver.cuDeviceGetAttribute(
-            attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device
-        )[1]
-        minor = driver.cuDeviceGetAttribute(
-            attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device
-        )[1]
-    except RuntimeError:  # cuda-python raises this where there is no driver library
-        return None
-    return f"sm_{major}{minor}"
-
-
-def choose_targets(runtime: str, wanted: Sequence[str] | None) -> tuple[tuple[str, ...], str]:
-    """The architectures to build for, in ascending order, and why.
-
-    Raises InputError for a target that the flavour cannot build, BackendError without a GPU where
-    one is needed.
-    """
-    here = device_target()
-    if runtime == "tensorrt":
-        if here is None:
-            raise BackendError(
-                "TensorRT builds on the GPU that will run the engine, and there is none here "
-                "(no driver or no device); on this machine use --runtime tensorrt-rtx"
-            )
-        if wanted and set(wanted) != {here}:
-            raise InputError(
-                f"TensorRT builds for the GPU in this machine, {here}, only; leave --target out, "
-                "or use --runtime tensorrt-rtx"
-            )
-        return (here,), "the GPU in this machine"
-    if not wanted:
-        if here is None:
-            return RTX_TARGETS, "no GPU here: all that TensorRT for RTX builds for"
-        if here in RTX_TARGETS:
-            return (here,), "the GPU in this machine"
-        wanted = [here]
-    for target in wanted:
-        if target not in RTX_TARGETS:
-            raise InputError(
-                f"TensorRT for RTX does not build for '{target}'; it builds for "
-                f"{', '.join(RTX_TARGETS)}. Others, such as Hopper (sm_90), need "
-                "--runtime tensorrt on the GPU itself"
-            )
-    return tuple(t for t in RTX_TARGETS if t in wanted), "asked for"
-
-
-def engine_groups(targets: Sequence[str]) -> list[tuple[str, ...]]:
-    """Which targets share an engine: all but Turing, which would slow it down for the others.
-
-    https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix.html
-    """
-    groups = [tuple(t for t in targets if t != TURING), tuple(t for t in targets if t == TURING)]
-    return [g for g in groups if g]
 
 
 def build_engine(
@@ -227,7 +108,7 @@ def build_plan(
     parser = trt.OnnxParser(network, log)
     if not parser.parse(graph):
         reasons = [str(parser.get_error(i)) for i in range(parser.num_errors)]
-        raise BackendError(_one_line("; ".join(reasons)) or "the ONNX parser gave no reason")
+        raise BackendError(one_line("; ".join(reasons)) or "the ONNX parser gave no reason")
     config = builder.create_builder_config()
     if precision == "fp32":
         config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is asked for where 10 bits do not do
@@ -250,10 +131,8 @@ def build_plan(
         config.add_optimization_profile(shapes)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise BackendError(_one_line(log.worst()) or "TensorRT gave no reason")
+        raise BackendError(one_line(log.worst()) or "TensorRT gave no reason")
     if cache is not None and timing_cache is not None:
-        from engine.files import make_folder, write_atomic
-
         make_folder(timing_cache.parent)
         write_atomic(timing_cache, bytes(config.get_timing_cache().serialize()))
     told = {name: log.number(pattern) for name, pattern in _MEMORY.items()}
@@ -285,10 +164,6 @@ def _make_log(trt: Any) -> Any:
     return Log()
 
 
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
-
-
 def main(argv: list[str] | None = None) -> int:
     """What a build's process runs: ``request.json`` and ``graph.onnx`` → ``engine``."""
     argparse.ArgumentParser(prog="python -m engine.build.trt", description=__doc__).parse_args(argv)
@@ -306,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
             Path(cache) if cache else None,
         )
     except EngineError as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return error.exit_code
     Path("engine").write_bytes(plan.data)
     told = {

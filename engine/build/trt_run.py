@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.build import trt
+from engine.build import targets
 from engine.bundle import Bundle, Stage
 from engine.errors import BackendError
 
@@ -31,7 +31,7 @@ class EngineStages:
         self._allocated: list[int] = []
         self._stages = bundle.manifest.stages
         self.one_graph = "step" in self._stages
-        module = trt.load(bundle.manifest.runtime)
+        module = targets.load(bundle.manifest.runtime)
         self._contexts: dict[str, Any] = {}
         try:
             self._stream = self._do(runtime.cudaStreamCreate())

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +14,14 @@ from tqdm import tqdm
 
 from engine import __version__
 from engine.commands.info import versions
+from engine.commands.options import SegmentOptions
 from engine.commands.results import Results, fingerprint_of_input
 from engine.errors import EngineError, OutputError, TruncatedVideoError
 from engine.media.masks import load_ids, write_mask
 from engine.media.overlay import overlay
-from engine.media.video import Frame, Source
+from engine.media.source import Frame, Source
 from engine.media.writer import VideoWriter
 from engine.threads import Prefetcher, Worker
-
-if TYPE_CHECKING:
-    from engine.commands.segment import SegmentOptions
 
 RESUME_SECONDS = 5.0
 _BAR = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}, {rate_noinv_fmt}, {remaining} left"

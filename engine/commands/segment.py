@@ -4,60 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.bundle import DEFAULT_FOLDER
 from engine.commands.loop import Run
-from engine.commands.prompt import Box, mask_from_box
+from engine.commands.options import SegmentOptions
+from engine.commands.prompt import mask_from_box
 from engine.commands.results import Results
 from engine.errors import InputError
 from engine.media.masks import read_mask
-from engine.media.video import Frame, open_source
+from engine.media.open import open_source
+from engine.media.source import Frame
 from engine.threads import prefetch
 from engine.weights import FOLDER
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class SegmentOptions:
-    """What ``segment`` is to do, as the command line gives it. One of mask and box is needed."""
-
-    source: str
-    out: Path
-    mask: Path | None = None
-    box: Box | None = None
-    resize_mask: bool = False
-    start: int = 0
-    end: int | None = None
-    every: int = 1
-    resume: bool = False
-    overwrite: bool = False
-    overlay: bool = True
-    model: str = "mobilevos-mobilenetv2"
-    size: int = 480
-    backend: str = "auto"
-    threads: int | None = None
-    weights: Path | None = None
-    memory: str = "finite"
-    tta: bool = False
-    bundles: Path = DEFAULT_FOLDER
-    expect_sha256: str | None = None
-    credit: str | None = None
-
-    def told(self) -> dict[str, Any]:
-        """The options that decide the results, as JSON values."""
-        skipped = ("resume", "overwrite", "credit")
-        values = {k: v for k, v in asdict(self).items() if k not in skipped}
-        for name in ("out", "mask", "weights", "bundles"):
-            values[name] = None if values[name] is None else str(values[name])
-        values["box"] = None if self.box is None else list(self.box)
-        return values
 
 
 def load_segmenter(options: SegmentOptions) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.build.trt import device_target
+from engine.build.targets import device_target
 from engine.bundle import VALIDATION, Bundle, Tensor, file_sha256, load_bundle
 from engine.errors import MissingExtraError, ModelError
 from engine.files import write_atomic

@@ -22,7 +22,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-from engine.commands.evaluate import Dataset, load_truth
+from engine.data.davis import Dataset, load_truth
 from engine.errors import EngineError
 from engine.files import make_folder, write_atomic
 from engine.runtime.ort import WEIGHTS_HASH, OrtBackend

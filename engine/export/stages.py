@@ -8,10 +8,6 @@ overflow or lose too much: aggregation, scores and means over the image are fp32
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import onnx
@@ -19,12 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from engine.export.exporter import export_onnx
 from engine.export.passes import infer, means_in_fp32
 from engine.model import Features, MobileVOS, aggregate, scores, upsample_logits
 from engine.model.read_memory import read_memory
 
-OPSET = 18
-IR_VERSION = 10
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 READS = 2  # R: the slots that an object reads, its anchor and the last frame
 
@@ -217,37 +212,6 @@ def _export(
         shapes = tuple(
             {axis: dims[d] * k for axis, (d, k) in _OPEN.get(i, {}).items()} for i in inputs
         )
-    with _quiet():
-        program = torch.onnx.export(
-            module.eval(),
-            tuple(inputs.values()),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(inputs),
-            output_names=list(OUTPUTS[name]),
-            dynamic_shapes=shapes,
-            verbose=False,
-        )
-    graph = program.model_proto  # type: ignore[union-attr]
-    graph.ir_version = IR_VERSION
-    graph.producer_name, graph.producer_version = "mobilevos-engine", ""
-    for node in graph.graph.node:
-        node.ClearField("metadata_props")  # the exporter's stack traces, with local paths
-        node.ClearField("doc_string")
+    graph = export_onnx(module, inputs, OUTPUTS[name], shapes)
     means_in_fp32(graph)
     return infer(graph)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's own deprecations and its notes on packages that we do not use."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.filterwarnings("ignore", ".*axis name.*will not be used", UserWarning)
-        log.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            log.setLevel(level)

@@ -11,7 +11,6 @@ import argparse
 import json
 import pickle
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +22,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from engine.errors import EngineError, ModelError
+from engine.export.exporter import IR_VERSION, OPSET, PRODUCER, export_onnx
 from engine.model import CONFIGS, MobileVOS, aggregate, create, fuse, scores, upsample_logits
 from engine.weights import graph_path, weights_path
-
-OPSET = 18
-IR_VERSION = 10
 
 PREPROCESS = """
 <ir_version: 10, opset_import: ["" : 18]>
@@ -121,25 +118,8 @@ def step_graph(model: MobileVOS) -> onnx.ModelProto:
         "given": {0: k, 1: 16 * h, 2: 16 * w},
         "use_given": {0: k},
     }
-    with warnings.catch_warnings():
-        # Of the exporter's own deprecations, and that a size named twice keeps one of its names.
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.filterwarnings("ignore", ".*axis name.*will not be used", UserWarning)
-        program = torch.onnx.export(
-            Step(model).eval(),
-            tuple(example.values()),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(example),
-            output_names=["logits", "probabilities", "key", "value", "scores"],
-            dynamic_shapes=tuple(shapes.values()),
-            verbose=False,
-        )
-    core = program.model_proto  # type: ignore[union-attr]
-    core.ir_version = IR_VERSION
-    for node in core.graph.node:
-        node.ClearField("metadata_props")  # the exporter's stack traces, with local paths
-        node.ClearField("doc_string")
+    outputs = ("logits", "probabilities", "key", "value", "scores")
+    core = export_onnx(Step(model), example, outputs, tuple(shapes.values()))
     before, after = parser.parse_model(PREPROCESS), parser.parse_model(MASK_HEAD)
     onnx.compose.add_prefix(
         before, "preprocess/", rename_inputs=False, rename_outputs=False, inplace=True
@@ -166,7 +146,7 @@ def compose(
         graph,
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
-        producer_name="mobilevos-engine",
+        producer_name=PRODUCER,
     )
 
 

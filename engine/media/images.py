@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from engine.errors import InputError, TruncatedVideoError
 from engine.media.decoder import Image8
-from engine.media.video import Frame, check_range, check_reached, size_change
+from engine.media.source import Frame, check_range, check_reached, size_change
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 FOLDER_FPS = 24.0  # as DAVIS, whose folders are the usual ones

@@ -1,97 +1,16 @@
-"""Frame sources: a video file, a folder of images, a camera or a network stream.
-
-``open_source`` picks by the form of its argument. Every source yields `Frame`s: uint8 RGB
-[H,W,3], upright (a phone's rotation applied), with the index and the time in the source.
-"""
+"""The frames of whatever PyAV opens: a video file, a camera or a network stream."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from engine.errors import InputError
-from engine.media.decoder import Decoder, Image8, upright_image, upright_size
+from engine.media.decoder import Decoder, upright_image, upright_size
+from engine.media.source import Frame, check_range, check_reached, size_change
 
 if TYPE_CHECKING:
     from av import VideoFrame
-
-# Sources that run on whether or not they are read: a slow reader has to leave frames out.
-_LIVE_SCHEMES = {"rtsp", "rtsps", "rtmp", "rtp", "udp", "srt"}
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A decoded frame: ``image`` uint8 RGB [H,W,3], ``time`` in seconds from the first frame."""
-
-    index: int
-    time: float
-    image: Image8
-
-
-class Source(Protocol):
-    """What the rest of the program knows of a source; ``size`` is (H, W) of the upright frames."""
-
-    name: str
-    size: tuple[int, int]
-    fps: float  # the average where the rate varies
-    frame_count: int | None  # as declared; None where unknown, as for a camera
-    live: bool
-
-    def frames(self, start: int = 0, end: int | None = None, every: int = 1) -> Iterator[Frame]:
-        """Frames ``start, start + every, …`` below ``end``, numbered as in the source.
-
-        Raises InputError for an empty range or a frame of another size, and
-        TruncatedVideoError after the last good frame of a source that breaks off.
-        """
-        ...
-
-    def close(self) -> None:
-        """Release the file or the device."""
-        ...
-
-
-def open_source(name: str) -> Source:
-    """Open a video file, a folder of images, a camera index such as ``0``, or a stream's URL.
-
-    Raises InputError if it is missing, unreadable, not a video, or has no frames.
-    """
-    from engine.media.images import ImageFolder
-
-    path = Path(name)
-    if name.isdecimal() and not path.exists():
-        return VideoSource(*_camera(int(name)), name=f"camera {name}", live=True)
-    if name.startswith("dshow://"):
-        return VideoSource(name.removeprefix("dshow://"), "dshow", name=name, live=True)
-    if name.startswith("/dev/video"):
-        return VideoSource(name, "v4l2", live=True)
-    if "://" in name:
-        return VideoSource(name, live=name.split("://")[0].lower() in _LIVE_SCHEMES)
-    try:
-        if path.is_dir():
-            return ImageFolder(path)
-        with path.open("rb") as file:
-            empty = not file.read(1)
-    except FileNotFoundError:
-        raise InputError(f"'{name}' does not exist; check the path of the input") from None
-    except OSError as error:
-        raise InputError(
-            f"'{name}' cannot be read: {error.strerror}; check its permissions"
-        ) from None
-    if empty:
-        raise InputError(f"'{name}' is empty (0 bytes); copy or download it again")
-    return VideoSource(name)
-
-
-def _camera(index: int) -> tuple[str, str]:
-    """PyAV's (file, format) for a camera's number on this system."""
-    if sys.platform == "darwin":
-        return str(index), "avfoundation"
-    if sys.platform == "win32":
-        raise InputError("on Windows cameras have names: pass dshow://video=NAME as the input")
-    return f"/dev/video{index}", "v4l2"
 
 
 class VideoSource:
@@ -165,25 +84,3 @@ class _Clock:
         now = self._last + self._step if stamp is None else stamp - self._zero
         self._last = now if now > self._last else self._last + self._step
         return self._last
-
-
-def check_range(start: int, end: int | None, every: int) -> None:
-    """Raise InputError unless ``start``, ``end`` and ``every`` select something."""
-    if start < 0 or every < 1:
-        raise InputError("--start counts from 0 and --every from 1; give larger values")
-    if end is not None and end <= start:
-        raise InputError(f"--end {end} leaves no frame after --start {start}; give a larger --end")
-
-
-def check_reached(start: int, count: int, name: str) -> None:
-    """Raise InputError if ``start`` lies behind the ``count`` frames of the source."""
-    if start >= count:
-        raise InputError(f"--start {start} is too late: '{name}' has only {count} frames (from 0)")
-
-
-def size_change(what: str, size: tuple[int, int], first: tuple[int, int]) -> InputError:
-    """The error for a frame whose size (H, W) differs from the first one's."""
-    return InputError(
-        f"{what} is {size[1]}x{size[0]} but the first frame is {first[1]}x{first[0]}; "
-        "convert the input to one size, or leave these frames out"
-    )

@@ -39,9 +39,9 @@ def _why_not(backend: str, model: str | None, bundles: Path) -> str:
 
             check_cuda()
         else:
-            from engine.runtime import gpu
+            from engine.runtime.gpu.program import check
 
-            gpu.check(backend, model, bundles)
+            check(backend, model, bundles)
     except EngineError as error:
         return str(error)
     return ""
@@ -101,9 +101,10 @@ def create(
     if name == "cpu-int8":
         return _create_int8(model, folder, threads)
     if name != "reference":
-        from engine.runtime import gpu
+        from engine.runtime.cuda import CudaBackend
+        from engine.runtime.gpu.program import Library
 
-        return gpu.create(name, model, weights, bundles, expect_sha256)
+        return CudaBackend(Library.open(name, model, weights, bundles, expect_sha256))
     try:
         from engine.model import load
         from engine.runtime.reference import ReferenceBackend

@@ -84,8 +84,8 @@ def rigged(
     with (
         mock.patch.object(cuda.bindings, "driver", driver, create=True),
         mock.patch.dict(sys.modules, {"tensorrt_rtx": tensorrt}),
-        mock.patch("engine.runtime.gpu.driver.need_driver", lambda: None),
-        mock.patch("engine.runtime.gpu.find_module", lambda name: True),
+        mock.patch("engine.runtime.gpu.program.need_driver", lambda: None),
+        mock.patch("engine.runtime.gpu.program.find_module", lambda name: True),
     ):
         yield Rig(machine, driver, tensorrt, bundles[0].folder.parent)
 

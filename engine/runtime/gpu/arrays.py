@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from engine.errors import InputError
 from engine.runtime.gpu.driver import Device, Event, Scope, Stream
+from engine.runtime.gpu.pool import fetch
 
 CUDA, CUDA_MANAGED = 2, 13  # DLDeviceType
 UINT = 1  # DLDataTypeCode
@@ -200,8 +201,6 @@ class DeviceMask:
 
     def numpy(self) -> NDArray[np.uint8]:
         """A copy on the host."""
-        from engine.runtime.gpu.pool import fetch
-
         self._device.use()
         scope = Scope(self._device)
         try:

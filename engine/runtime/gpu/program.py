@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.bundle import Bundle, find_bundle, load_bundle
-from engine.errors import BackendError, ModelError
+from engine.bundle import MANIFEST, Bundle, file_sha256, find_bundle, load_bundle
+from engine.errors import BackendError, MissingExtraError, ModelError
 from engine.geometry import Geometry
-from engine.runtime.gpu.driver import Device, Scope
-from engine.runtime.gpu.tensorrt import Context, RuntimeCache, TensorRT
+from engine.runtime.gpu.driver import Device, Scope, need_driver
+from engine.runtime.gpu.tensorrt import MODULES, Context, RuntimeCache, TensorRT
 from kernels import launch
 from kernels.tiles import value_block
 
@@ -199,6 +200,22 @@ class Library:
         self._programs: dict[Path, Program] = {}
         self._closed = False
 
+    @classmethod
+    def open(
+        cls, flavour: str, model: str, weights: Path, folder: Path, expect_sha256: str | None
+    ) -> Library:
+        """The bundles that were built of the file ``weights``, on the first GPU.
+
+        Raises BackendError or MissingExtraError.
+        """
+        device = Device()
+        try:
+            tensorrt = TensorRT(flavour, device)
+        except BaseException:
+            device.release()
+            raise
+        return cls(device, tensorrt, model, folder, file_sha256(weights), expect_sha256)
+
     def find(self, geometry: Geometry, objects: int, precision: str | None = None) -> Path:
         """The bundle of the smallest bucket for ``objects``.
 
@@ -230,3 +247,23 @@ class Library:
             program.close()
         self._programs.clear()
         self.device.release()
+
+
+def check(flavour: str, model: str | None, bundles: Path) -> None:
+    """Raise the error that says why the backend ``flavour`` cannot run ``model`` here."""
+    need_driver()
+    module = MODULES[flavour]
+    if not find_module(module):
+        raise MissingExtraError(f"backend '{flavour}'", module, "gpu")
+    Device().release()
+    if not any(bundles.glob(f"{model or '*'}-*-{flavour}/{MANIFEST}")):
+        named = f" --model {model}" if model else ""
+        raise BackendError(
+            f"nothing is built for '{flavour}' in '{bundles}'; run: python -m engine.build --fp16"
+            f"{named} --runtime {flavour}"
+        )
+
+
+def find_module(name: str) -> bool:
+    """Whether a package is installed, without importing it."""
+    return importlib.util.find_spec(name) is not None

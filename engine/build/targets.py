@@ -1,0 +1,136 @@
+"""Which TensorRT builds here, for which GPUs, and which of them share an engine."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from engine.errors import BackendError, InputError, MissingExtraError
+
+PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+#: What TensorRT for RTX builds for; sm_90 and sm_100 need the full TensorRT on the GPU itself.
+RTX_TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120")
+TURING = "sm_75"
+OLDEST = (10, 12)
+
+
+def choose_runtime(name: str | None) -> tuple[str, str]:
+    """The flavour to build with, and why: ``name``, or what is installed.
+
+    Raises MissingExtraError if it, or any, is not installed.
+    """
+    installed = [n for n, p in PACKAGES.items() if importlib.util.find_spec(p)]
+    if name is not None:
+        if name not in PACKAGES:
+            raise InputError(f"unknown runtime '{name}'; choose one of: {', '.join(PACKAGES)}")
+        if name not in installed:
+            raise MissingExtraError(f"--runtime {name}", PACKAGES[name], "gpu")
+        return name, "asked for"
+    if not installed:
+        raise MissingExtraError("building engines", PACKAGES["tensorrt-rtx"], "gpu")
+    if len(installed) == 1:
+        return installed[0], "the one that is installed"
+    if device_target() is None:
+        return "tensorrt-rtx", "both are installed, and without a GPU only this one builds"
+    return "tensorrt", "both are installed, and this one tunes on the GPU in this machine"
+
+
+def load(runtime: str) -> Any:
+    """Import a flavour's module.
+
+    Raises MissingExtraError, or BackendError for a version that is too old or does not load.
+    """
+    package = PACKAGES[runtime]
+    try:
+        module = importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"runtime '{runtime}'", str(error.name), "gpu") from error
+    except (ImportError, OSError) as error:
+        raise BackendError(
+            f"the package '{package}' does not load ({one_line(error)}); "
+            f"reinstall it: pip install --force-reinstall {package.replace('_', '-')}"
+        ) from error
+    if runtime == "tensorrt":
+        version = tuple(int(part) for part in re.findall(r"\d+", module.__version__)[:2])
+        if version < OLDEST:
+            raise BackendError(
+                f"TensorRT {module.__version__} is installed, but 10.12 or newer is needed; "
+                "run: pip install 'tensorrt>=10.12'"
+            )
+    return module
+
+
+def device_target() -> str | None:
+    """The architecture of the first GPU in this machine, ``sm_86``; None without one."""
+    try:
+        from cuda.bindings import driver
+    except ImportError:
+        return None
+    try:
+        if driver.cuInit(0)[0] != 0:
+            return None
+        error, device = driver.cuDeviceGet(0)
+        if error != 0:
+            return None
+        attribute = driver.CUdevice_attribute
+        major = driver.cuDeviceGetAttribute(
+            attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device
+        )[1]
+        minor = driver.cuDeviceGetAttribute(
+            attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device
+        )[1]
+    except RuntimeError:  # cuda-python raises this where there is no driver library
+        return None
+    return f"sm_{major}{minor}"
+
+
+def choose_targets(runtime: str, wanted: Sequence[str] | None) -> tuple[tuple[str, ...], str]:
+    """The architectures to build for, in ascending order, and why.
+
+    Raises InputError for a target that the flavour cannot build, BackendError without a GPU where
+    one is needed.
+    """
+    here = device_target()
+    if runtime == "tensorrt":
+        if here is None:
+            raise BackendError(
+                "TensorRT builds on the GPU that will run the engine, and there is none here "
+                "(no driver or no device); on this machine use --runtime tensorrt-rtx"
+            )
+        if wanted and set(wanted) != {here}:
+            raise InputError(
+                f"TensorRT builds for the GPU in this machine, {here}, only; leave --target out, "
+                "or use --runtime tensorrt-rtx"
+            )
+        return (here,), "the GPU in this machine"
+    if not wanted:
+        if here is None:
+            return RTX_TARGETS, "no GPU here: all that TensorRT for RTX builds for"
+        if here in RTX_TARGETS:
+            return (here,), "the GPU in this machine"
+        wanted = [here]
+    for target in wanted:
+        if target not in RTX_TARGETS:
+            raise InputError(
+                f"TensorRT for RTX does not build for '{target}'; it builds for "
+                f"{', '.join(RTX_TARGETS)}. Others, such as Hopper (sm_90), need "
+                "--runtime tensorrt on the GPU itself"
+            )
+    return tuple(t for t in RTX_TARGETS if t in wanted), "asked for"
+
+
+def engine_groups(targets: Sequence[str]) -> list[tuple[str, ...]]:
+    """Which targets share an engine: all but Turing, which would slow it down for the others.
+
+    https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix.html
+    """
+    groups = [tuple(t for t in targets if t != TURING), tuple(t for t in targets if t == TURING)]
+    return [g for g in groups if g]
+
+
+def one_line(text: object) -> str:
+    """The text with every run of white space as one space."""
+    return " ".join(str(text).split())
