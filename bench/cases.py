@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from engine.data.demo import MASK, START, find_clip
+from engine.data.demo import CLIP, MASK
 from engine.errors import InputError, MissingExtraError, ModelError
 from engine.geometry import plan
 from engine.media.masks import load_ids, resize_ids
@@ -148,12 +148,12 @@ def demo_clip(frames: int, size: int, objects: int) -> tuple[U8, U8]:
     them. Several objects: the demo's one object
     cut into vertical strips of equal area.
     """
-    source = open_source(str(find_clip()))
+    source = open_source(CLIP)
     try:
         h, w = (n - n % 2 for n in plan(*source.size, size).network)
         images = [
             np.asarray(Image.fromarray(f.image).resize((w, h), Image.Resampling.BOX))
-            for f in source.frames(START, START + frames)
+            for f in source.frames(end=frames)
         ]
     finally:
         source.close()

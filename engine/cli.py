@@ -134,8 +134,8 @@ def _add_demo(commands: Any) -> None:
     parser = commands.add_parser(
         "demo",
         help="follow the rabbit of Big Buck Bunny",
-        description="Follow the rabbit through an excerpt of Big Buck Bunny, whose first mask is "
-        f"part of the program. Replaces earlier results in its default folder, {DEMO_OUT}.",
+        description="Follow the rabbit through an excerpt of Big Buck Bunny that comes with the "
+        f"package. Replaces earlier results in its default folder, {DEMO_OUT}.",
     )
     _add_range_and_output(parser, DEMO_OUT)
     add_model_options(parser)
@@ -240,9 +240,8 @@ def _demo(options: argparse.Namespace) -> None:
     segment(
         _job_options(
             options,
-            source=str(demo.find_clip()),
+            source=str(demo.CLIP),
             mask=demo.MASK,
-            start=demo.START,
             overwrite=options.overwrite or own,
             credit=demo.CREDIT,
         ),

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from engine.data.demo import MASK, START, find_clip
+from engine.data.demo import CLIP, MASK
 from engine.media.masks import load_ids, resize_ids
 from engine.media.open import open_source
 
@@ -33,10 +33,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def clip() -> tuple[list[U8], U8]:
     """Sixty real frames [180, 320, 3] of the demo clip and the mask [180, 320] of the first."""
     size = (320, 180)
-    source = open_source(str(find_clip()))
+    source = open_source(CLIP)
     frames = [
         np.asarray(Image.fromarray(f.image).resize(size, Image.Resampling.BOX))
-        for f in source.frames(START, START + 60)
+        for f in source.frames(end=60)
     ]
     source.close()
     return frames, resize_ids(load_ids(Path(MASK)), size[::-1])

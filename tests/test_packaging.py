@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import engine
-from engine.data.demo import MASK
+from engine.data.demo import CLIP, MASK
 from engine.weights import available, graph_path, weights_path
 
 ROOT = Path(__file__).parents[1]
@@ -222,7 +222,7 @@ def test_the_wheel_has_all_that_runs(tmp_path):
         check=False,
     ).stdout.split()  # fmt: skip
     assert set(tracked) <= names, "every file of the two packages"
-    needed = [MASK, *(p(m) for m in available() for p in (weights_path, graph_path))]
+    needed = [CLIP, MASK, *(p(m) for m in available() for p in (weights_path, graph_path))]
     for path in needed:
         assert sizes[str(path.relative_to(ROOT))] == path.stat().st_size
     assert not [n for n in names if n.startswith(("tests/", "build/", ".")) or "__pycache__" in n]

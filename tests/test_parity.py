@@ -13,8 +13,8 @@ from test_model import randomised
 from engine.build import parity
 from engine.build import runners as stage_run
 from engine.build.parity import check, compare
-from engine.data.clips import demo_clip, synthetic_clip
-from engine.errors import InputError, ModelError
+from engine.data.clips import demo_clip
+from engine.errors import ModelError
 from engine.export.passes import for_turing
 from engine.export.stages import OUTPUTS, stage_graphs
 from engine.model import CONFIGS, fuse
@@ -73,7 +73,7 @@ def test_every_network_agrees(exported):
 
 def test_turings_form_agrees(exported):
     model, precision, graphs = exported
-    clip = synthetic_clip(SIZE, 2)
+    clip = demo_clip(SIZE, 2)
     forms = {stage: for_turing(graph) for stage, graph in graphs.items()}
     found = compare(model, raw(forms), clip, 2, precision)
     assert found.failures(replace(parity.LIMITS[precision], free_iou=0, forced_iou=0.98)) == []
@@ -94,7 +94,7 @@ def damaged(graph: onnx.ModelProto, factor: float) -> bytes:
 def test_a_wrong_weight_stops_with_the_figures(exported, stage, factor, words):
     model, precision, graphs = exported
     bad = raw(graphs) | {stage: damaged(graphs[stage], factor)}
-    found = compare(model, bad, synthetic_clip(SIZE, 2), 2, precision)
+    found = compare(model, bad, demo_clip(SIZE, 2), 2, precision)
     with pytest.raises(ModelError, match=words) as caught:
         check(found, "the graph")
     assert f"{stage}." in str(caught.value)
@@ -152,9 +152,8 @@ def test_every_fp16_result_is_rounded():
 # Clips
 
 
-@pytest.mark.parametrize("make", [demo_clip, synthetic_clip])
-def test_clips(make):
-    a, b = make(SIZE, 3), make(SIZE, 3)
+def test_the_clip():
+    a, b = demo_clip(SIZE, 3), demo_clip(SIZE, 3)
     assert [x.shape for x in a.images] == [(1, 3, *SIZE)] * 3
     assert all(x.dtype == np.float32 and x.min() >= -1 and x.max() <= 1 for x in a.images)
     assert all(np.array_equal(x, y) for x, y in zip(a.images, b.images, strict=True))
@@ -163,17 +162,9 @@ def test_clips(make):
 
 
 def test_several_objects_do_not_overlap():
-    masks = synthetic_clip(SIZE, 1).masks(4, 3, given=True)
+    masks = demo_clip(SIZE, 1).masks(4, 3, given=True)
     assert masks["given"].sum(0).max() == 1
     assert [p.any() for p in masks["given"]] == [True, True, True, False]
     assert masks["active"].tolist() == masks["use_given"].tolist() == [True, True, True, False]
-    later = synthetic_clip(SIZE, 1).masks(4, 3, given=False)
+    later = demo_clip(SIZE, 1).masks(4, 3, given=False)
     assert not later["use_given"].any() and later["active"].tolist() == masks["active"].tolist()
-
-
-def test_without_the_demos_clip_a_synthetic_one_serves(monkeypatch):
-    def missing():
-        raise InputError("not installed")
-
-    monkeypatch.setattr("engine.data.clips.find_clip", missing)
-    assert demo_clip(SIZE, 2).name == "synthetic"

@@ -1,4 +1,4 @@
-"""A short clip at the network's resolution, for comparisons: the demo's, or a synthetic one."""
+"""The demo's clip at the network's resolution, for comparisons of graphs and backends."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from engine.data.demo import MASK, START, find_clip
-from engine.errors import InputError
+from engine.data.demo import CLIP, MASK
 from engine.media.masks import load_ids
 from engine.media.open import open_source
 
@@ -41,40 +40,15 @@ class Clip:
 
 
 def demo_clip(size: tuple[int, int], frames: int, every: int = 2) -> Clip:
-    """The demo's clip, resized to (H, W); a synthetic one where it is not installed."""
-    try:
-        source = open_source(str(find_clip()))
-    except InputError:
-        return synthetic_clip(size, frames)
-    wanted = source.frames(START, START + frames * every, every)
+    """``frames`` frames of the demo's clip, every second one, resized to (H, W)."""
+    source = open_source(CLIP)
+    wanted = source.frames(end=frames * every, every=every)
     pictures = [Image.fromarray(f.image) for f in wanted]
     source.close()
     mask = Image.fromarray((load_ids(MASK) > 0).astype(np.uint8))
     first = np.asarray(mask.resize(size[::-1], Image.Resampling.NEAREST)).astype(np.float32)
     images = (np.asarray(p.resize(size[::-1], Image.Resampling.BILINEAR)) for p in pictures)
     return Clip("Big Buck Bunny", tuple(_normalised(i) for i in images), first)
-
-
-def synthetic_clip(size: tuple[int, int], frames: int) -> Clip:
-    """A textured disc that moves over a texture; always the same."""
-    rng = np.random.default_rng(0)
-    height, width = size
-    radius = min(size) / 4
-    texture, coat = (_texture(rng, size) for _ in range(2))
-    y, x = np.mgrid[:height, :width]
-    images, first = [], np.zeros(size, np.float32)
-    for i in range(frames):
-        cx = width * (0.35 + 0.3 * i / max(1, frames - 1))
-        inside = (y - height / 2) ** 2 + (x - cx) ** 2 < radius**2
-        if i == 0:
-            first = inside.astype(np.float32)
-        images.append(_normalised(np.where(inside[..., None], coat, texture)))
-    return Clip("synthetic", tuple(images), first)
-
-
-def _texture(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.uint8]:
-    small = rng.integers(0, 256, (8, 12, 3), np.uint8)
-    return np.asarray(Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC))
 
 
 def _normalised(frame: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -14,12 +14,12 @@ from engine.media.video import VideoSource
 _LIVE_SCHEMES = {"rtsp", "rtsps", "rtmp", "rtp", "udp", "srt"}
 
 
-def open_source(name: str) -> Source:
-    """Open a video file, a folder of images, a camera index such as ``0``, or a stream's URL.
+def open_source(source: str | Path) -> Source:
+    """Open a video file, a folder of images, a camera index such as ``"0"``, or a stream's URL.
 
     Raises InputError if it is missing, unreadable, not a video, or has no frames.
     """
-    path = Path(name)
+    name, path = str(source), Path(source)
     if name.isdecimal() and not path.exists():
         return VideoSource(*_camera(int(name)), name=f"camera {name}", live=True)
     if name.startswith("dshow://"):
