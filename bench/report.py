@@ -1,4 +1,4 @@
-"""Results as JSONL, as a Markdown table, and as the README's speed section."""
+"""Results as JSONL, as a Markdown table, and as a section of docs/benchmark.md."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from bench.harness import LONG, MEASURED, Plan, Row
 from bench.timing import ENOUGH, ratio_interval
 from engine.commands.info import versions
 from engine.errors import InputError
-from engine.files import make_folder, write_atomic
+from engine.files import write_atomic
 
 BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
 ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "benchmark.md"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def conditions(plan: Plan, arguments: Sequence[str]) -> dict[str, Any]:
     """All that the figures depend on and that can be found out."""
     return {
         "command": shlex.join(["python", "bench/run.py", *arguments]),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "cpu": processor(),
         "gpu": gpu(),
         "threads": plan.threads,
@@ -218,8 +219,8 @@ def growth(row: Row) -> float:
     return samples[-1] / early - 1 if early and samples[-1] else float("nan")
 
 
-def readme_section(results: Results, plots: list[str]) -> str:
-    """The README's speed section: what a newcomer needs of a run."""
+def section(results: Results, plots: list[str]) -> str:
+    """What a reader needs of a run, as Markdown."""
     told = results.conditions
     short = results.measured("short")
     if not short:
@@ -266,22 +267,19 @@ def readme_section(results: Results, plots: list[str]) -> str:
     return "\n".join(lines).rstrip()
 
 
-def write_readme(readme: Path, results: Results, out: Path) -> None:
-    """Put the speed section between the markers of ``readme``, and plots into docs/ beside it.
+def write_page(page: Path, results: Results, out: Path) -> None:
+    """Put the section between the markers of ``page``, and the plots in ``out`` beside it.
 
     Raises InputError if the markers are not there, once each and in order.
     """
-    text = readme.read_text()
+    text = page.read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise InputError(f"'{readme}' must have the lines {BEGIN} and {END}, once each")
-    docs = readme.parent / "docs"
-    make_folder(docs)
+        raise InputError(f"'{page}' must have the lines {BEGIN} and {END}, once each")
     plots = []
     for name in ("fps", "memory", "stages"):
         if (out / f"{name}.png").is_file():
-            write_atomic(docs / f"bench-{name}.png", (out / f"{name}.png").read_bytes())
-            plots.append(f"docs/bench-{name}.png")
+            write_atomic(page.with_name(f"bench-{name}.png"), (out / f"{name}.png").read_bytes())
+            plots.append(f"bench-{name}.png")
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    section = readme_section(results, plots)
-    write_text(readme, f"{before}{BEGIN}\n{section}\n{END}{after}")
+    write_text(page, f"{before}{BEGIN}\n{section(results, plots)}\n{END}{after}")

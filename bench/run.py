@@ -85,8 +85,10 @@ def build_parser() -> argparse.ArgumentParser:
     told.add_argument(
         "--readme",
         type=Path,
+        nargs="?",
+        const=report.PAGE,
         metavar="FILE",
-        help="only write the results in --out between FILE's speed markers, and plots into docs/",
+        help="only write the results in --out, and plots, into docs/benchmark.md (or FILE)",
     )
     return p
 
@@ -161,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
             results = report.read(out / RESULTS) if (out / RESULTS).is_file() else None
             print(published.table(results))
         elif options.readme:
-            report.write_readme(options.readme, report.read(out / RESULTS), out)
+            report.write_page(options.readme, report.read(out / RESULTS), out)
         else:
             run(options, out, arguments)
     except (EngineError, OSError) as error:

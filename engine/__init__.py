@@ -1,20 +1,74 @@
-"""Real-time video object segmentation: give the first mask, get every later one."""
+"""Follow objects through a video: give their masks in one frame, get them in every later one.
+
+``__all__`` is the public API; every name in it is imported when it is first used.
+"""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.segmenter import Segmenter as Segmenter
+    from engine.errors import (
+        BackendError,
+        EngineError,
+        InputError,
+        MissingExtraError,
+        ModelError,
+        OutputError,
+        StateError,
+        TruncatedVideoError,
+    )
+    from engine.media.masks import read_mask, write_mask
+    from engine.media.open import open_source
+    from engine.media.overlay import overlay
+    from engine.media.source import Frame, Source
+    from engine.media.writer import VideoWriter
+    from engine.segmenter import Segmenter, Stats
+    from engine.threads import prefetch
 
 __version__ = "0.1.0"
-__all__ = ["Segmenter", "__version__"]
+__all__ = [
+    "BackendError",
+    "EngineError",
+    "Frame",
+    "InputError",
+    "MissingExtraError",
+    "ModelError",
+    "OutputError",
+    "Segmenter",
+    "Source",
+    "StateError",
+    "Stats",
+    "TruncatedVideoError",
+    "VideoWriter",
+    "open_source",
+    "overlay",
+    "prefetch",
+    "read_mask",
+    "write_mask",
+]
+_HOMES = {
+    "Frame": "engine.media.source",
+    "Segmenter": "engine.segmenter",
+    "Source": "engine.media.source",
+    "Stats": "engine.segmenter",
+    "VideoWriter": "engine.media.writer",
+    "open_source": "engine.media.open",
+    "overlay": "engine.media.overlay",
+    "prefetch": "engine.threads",
+    "read_mask": "engine.media.masks",
+    "write_mask": "engine.media.masks",
+}  # all others are errors
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``Segmenter`` on first use, so that ``import engine`` stays light."""
-    if name == "Segmenter":
-        from engine.segmenter import Segmenter
+    if name not in __all__:
+        raise AttributeError(f"module 'engine' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES.get(name, "engine.errors")), name)
+    globals()[name] = value
+    return value
 
-        return Segmenter
-    raise AttributeError(f"module 'engine' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""What the benchmark tells of its rows: tables, comparison, the paper's figures, the README."""
+"""What the benchmark tells of its rows: tables, comparison, the paper's figures, docs."""
 
 from __future__ import annotations
 
@@ -105,13 +105,13 @@ def test_comparison_tells_noise_from_difference(results):
     assert back.count("| slower |") == 6
 
 
-def test_readme_section_goes_between_the_markers(results, tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+def test_results_go_between_the_markers_of_the_page(results, tmp_path):
+    page = tmp_path / "benchmark.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     plots.draw(results, tmp_path)
     for _ in range(2):
-        report.write_readme(readme, results, tmp_path)
-    text = readme.read_text()
+        report.write_page(page, results, tmp_path)
+    text = page.read_text()
     assert text.startswith(f"before\n{BEGIN}\nMeasured on A CPU") and text.endswith(
         f"{END}\nafter\n"
     )
@@ -119,9 +119,9 @@ def test_readme_section_goes_between_the_markers(results, tmp_path):
     assert "Not measured: `tensorrt` (absent: no NVIDIA GPU)." in text
     for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
         assert (tmp_path / link).is_file()
-    readme.write_text("no markers")
+    page.write_text("no markers")
     with pytest.raises(InputError, match="once each"):
-        report.write_readme(readme, results, tmp_path)
+        report.write_page(page, results, tmp_path)
 
 
 def test_all_plots_are_drawn_and_old_ones_go(results, tmp_path):

@@ -54,7 +54,7 @@ def davis_palette() -> NDArray[np.uint8]:
     return palette
 
 
-def read_mask(path: Path, size: tuple[int, int] | None = None, resize: bool = False) -> Mask:
+def read_mask(path: Path | str, size: tuple[int, int] | None = None, resize: bool = False) -> Mask:
     """Read a mask image of any usual kind as ids.
 
     Palette and grey values are ids as they are, but a mask of only 0 and 255 is object 1. Colours
@@ -77,7 +77,7 @@ def read_mask(path: Path, size: tuple[int, int] | None = None, resize: bool = Fa
         raise InputError(f"mask '{path}' is a JPEG, whose compression blurs ids; {_HARD_EDGES}")
     if _antialiased(raw):
         raise InputError(f"mask '{path}' has antialiased or blurred edges; {_HARD_EDGES}")
-    ids, note = _as_ids(raw, path)
+    ids, note = _as_ids(raw, Path(path))
     notes = [f"mask '{path}': {text}" for text in (raw.note, note) if text]
     if size is not None and ids.shape != size:
         sizes = f"{ids.shape[1]}x{ids.shape[0]}", f"{size[1]}x{size[0]}"
@@ -201,10 +201,10 @@ def load_ids(path: Path) -> Ids:
         raise InputError(f"'{path}' cannot be read back ({error}); run with --overwrite") from None
 
 
-def write_mask(path: Path, ids: Ids) -> None:
+def write_mask(path: Path | str, ids: Ids) -> None:
     """Write ids uint8 [H,W] as a PNG with the DAVIS palette; raises OutputError."""
     image = Image.fromarray(ids)
     image.putpalette(davis_palette().tobytes())
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=3)
-    write_atomic(path, buffer.getvalue())
+    write_atomic(Path(path), buffer.getvalue())

@@ -21,13 +21,13 @@ _SMALLEST = 16  # players and hardware decoders refuse less
 class VideoWriter:
     """Writes uint8 RGB frames [H,W,3] of one size to ``path``.
 
-    The video has a temporary name in the same folder until ``close``; ``discard`` drops it, so
-    that ``path`` is never half-written. Odd sizes are padded to even by repeating the edge.
-    Raises OutputError.
+    size: (H, W). The video has a temporary name in the same folder until ``close``; ``discard``
+    drops it, so that ``path`` is never half-written. A ``with`` block closes it, or discards it
+    after an exception. Odd sizes are padded to even by repeating the edge. Raises OutputError.
     """
 
-    def __init__(self, path: Path, size: tuple[int, int], fps: float) -> None:
-        self._path = path
+    def __init__(self, path: Path | str, size: tuple[int, int], fps: float) -> None:
+        self._path = path = Path(path)
         self._part = path.with_name(f".{path.name}.part")
         self._last = -1
         self._pad = tuple(max(_SMALLEST, n + n % 2) - n for n in size)
@@ -118,3 +118,12 @@ class VideoWriter:
             self._container.close()
         with contextlib.suppress(OSError):
             self._part.unlink()
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()

@@ -1,6 +1,6 @@
 """MobileVOS, the reference network: four stages that the frame loop strings together.
 
-Miles, Yucel, Bruno, Saà-Garriga, "MobileVOS: Real-Time Video Object Segmentation", CVPR 2023.
+Miles, Yucel, Manganelli, Saà-Garriga, "MobileVOS: Real-Time Video Object Segmentation", CVPR 2023.
 Notation: K objects, image H×W (multiples of 16), grid h×w = H/16 × W/16, N = h·w tokens.
 """
 

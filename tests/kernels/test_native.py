@@ -24,7 +24,7 @@ def test_build_and_ctest(tmp_path: Path) -> None:
     report = run("ctest", "--test-dir", str(tmp_path), "--output-on-failure")
     passed = re.search(r"100% tests passed, 0 tests failed out of (\d+)", report)
     assert passed, report
-    assert passed.group(1) == "3"
+    assert passed.group(1) == "4"
 
 
 def run(*command: str) -> str:

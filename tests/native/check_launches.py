@@ -9,12 +9,14 @@ from __future__ import annotations
 import ctypes as c
 import itertools
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from engine import __version__
 from kernels import tiles
 from kernels.launch import grid
 
@@ -61,7 +63,8 @@ def main(library: str, fake_library: str, folder: str) -> None:
     launches(mvos, fake, [m for m in metadata if m["target"] == targets[-1]], Path(folder))
     assert value(fake, "fake_load_count").value == loads, "a kernel was loaded twice"
     assert value(fake, "fake_inits").value == 1
-    assert mvos.mvos_version() == 100
+    major, minor, patch = re.findall(r"\d+", __version__)
+    assert mvos.mvos_version() == int(major) * 10000 + int(minor) * 100 + int(patch)
     capabilities(mvos, metadata)
     plans(mvos, fake, metadata)
     errors(mvos, fake, int(targets[0][3:]))
