@@ -1,7 +1,7 @@
 """What a student learns from a teacher: its logits, and how its pixels' features relate.
 
-Source of the relations: Miles, Yucel, Manganelli, Saà-Garriga, "MobileVOS", CVPR 2023, equations 1 to 3.
-N pixels have a correlation matrix C [N, N], the cosines between their features; C_s is the
+Source of the relations: Miles, Yucel, Manganelli, Saà-Garriga, "MobileVOS", CVPR 2023, equations
+1 to 3. N pixels have a correlation matrix C [N, N], the cosines between their features; C_s is the
 student's, C_t the teacher's, Y [N, classes] the pixels' one-hot labels.
 """
 
