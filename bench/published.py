@@ -1,8 +1,8 @@
 """The paper's figures beside ours, each cell marked with where it comes from.
 
 Published: Miles, Yucel, Manganelli, Saà-Garriga, "MobileVOS", CVPR 2023, tables of the poster.
-The FPS in its DAVIS columns were copied from each system's own authors, on their own GPUs; only the A40
-and 1080Ti columns are of one machine each.
+The FPS in its DAVIS columns were copied from each system's own authors, on their own GPUs; only the
+A40 and 1080Ti columns are of one machine each.
 """
 
 from __future__ import annotations
