@@ -94,6 +94,16 @@ def test_every_example_has_a_test():
     assert not [name for name in examples if f"examples/{name}" not in tested]
 
 
+def test_links_between_the_pages_lead_somewhere():
+    found = 0
+    for page in (p for p in ROOT.rglob("*.md") if not p.relative_to(ROOT).parts[0].startswith(".")):
+        for link in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+            if "://" not in link:
+                found += 1
+                assert (page.parent / link).exists(), f"{page.relative_to(ROOT)}: {link}"
+    assert found > 30
+
+
 def test_all_public_names_are_there():
     names = {name: getattr(engine, name) for name in engine.__all__}
     assert all(value.__module__.startswith("engine.") for value in names.values())
