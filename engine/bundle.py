@@ -22,22 +22,40 @@ from typing import Any
 from engine.errors import ModelError
 from engine.files import make_folder, output_errors
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 #: Written into a finished bundle by ``python -m engine validate``; not part of what is hashed.
 VALIDATION = "validation.json"
 DEFAULT_FOLDER = Path("build/bundles")
-RUNTIMES = ("tensorrt-rtx", "tensorrt")
 PRECISIONS = ("fp16", "fp32")
+_SYMBOL = re.compile(r"[0-9]{0,4}[hwn]")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output of a stage: ``dtype`` as NumPy names it, ``shape`` (−1: dynamic)."""
+    """An input or output of a stage: ``dtype`` as NumPy names it, and ``shape``.
+
+    A side that the video's size decides is a text: a number of times ``h`` = H/16, ``w`` = W/16 or
+    ``n`` = h·w, such as ``"16h"``.
+    """
 
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[int | str, ...]
+
+    @property
+    def open(self) -> bool:
+        """Whether a side depends on the video's size."""
+        return any(isinstance(side, str) for side in self.shape)
+
+    def at(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """The shape at the network's padded size (H, W)."""
+        h, w = size[0] // 16, size[1] // 16
+        units = {"h": h, "w": w, "n": h * w}
+        return tuple(
+            side if isinstance(side, int) else int(side[:-1] or 1) * units[side[-1]]
+            for side in self.shape
+        )
 
 
 @dataclass(frozen=True)
@@ -77,9 +95,9 @@ class Manifest:
 
     model_sha256: of the ``.safetensors`` file. runtime: ``tensorrt-rtx`` or ``tensorrt``, with its
     version. size: (H, W), the network's padded resolution, the largest if ``dynamic`` gives
-    ((h, w) least, (h, w) most). objects: K, the columns of the bucket. read: ``triton``, a kernel
-    between two engines, or ``graph``, one engine. targets: architectures as ``sm_86``.
-    kernels: target → op → the cubin's JSON. files: all files but the manifest and the validation.
+    ((h, w) least, (h, w) most). objects: K, the columns of the bucket. targets: architectures
+    as ``sm_86``. kernels: target → op → the cubin's JSON. files: all but the manifest and the
+    validation.
     """
 
     model: str
@@ -89,7 +107,6 @@ class Manifest:
     runtime_version: str
     size: tuple[int, int]
     objects: int
-    read: str
     dynamic: tuple[tuple[int, int], tuple[int, int]] | None
     targets: tuple[str, ...]
     versions: dict[str, str]
@@ -102,9 +119,8 @@ class Manifest:
     @property
     def name(self) -> str:
         """The folder's name."""
-        return bundle_name(
-            self.model, self.size, self.objects, self.precision, self.runtime, self.read
-        )
+        height, width = self.size
+        return f"{self.model}-{height}x{width}-k{self.objects}-{self.precision}-{self.runtime}"
 
     def rebuild_command(self) -> str:
         """The command that builds this bundle again."""
@@ -112,7 +128,6 @@ class Manifest:
         return (
             f"python -m engine.build --{self.precision} --model {self.model} "
             f"--size {height}x{width} --objects {self.objects} --runtime {self.runtime}"
-            + (" --read graph" if self.read == "graph" else "")
         )
 
 
@@ -127,14 +142,6 @@ class Bundle:
     def path(self, file: str) -> Path:
         """Where a file of the manifest lies."""
         return self.folder / file
-
-
-def bundle_name(
-    model: str, size: tuple[int, int], objects: int, precision: str, runtime: str, read: str
-) -> str:
-    """The folder's name, ``<model>-<HxW>-k<K>-<precision>-<runtime>``, ``-graph`` for that read."""
-    end = "-graph" if read == "graph" else ""
-    return f"{model}-{size[0]}x{size[1]}-k{objects}-{precision}-{runtime}{end}"
 
 
 def write_bundle(out: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
@@ -253,7 +260,13 @@ def _damaged(path: Path, reason: str) -> str:
 
 
 def _tensors(data: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {n: Tensor(str(t["dtype"]), tuple(map(int, t["shape"]))) for n, t in data.items()}
+    return {n: Tensor(str(t["dtype"]), tuple(map(_side, t["shape"]))) for n, t in data.items()}
+
+
+def _side(side: Any) -> int | str:
+    if isinstance(side, int) or (isinstance(side, str) and _SYMBOL.fullmatch(side)):
+        return side
+    raise ValueError(f"{side!r} is no side of a tensor")
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
@@ -294,7 +307,7 @@ def find_bundle(
 
     size: (H, W), the network's padded resolution (``Geometry.padded``), which must be the bundle's
     or lie in its range. Of several, the smallest bucket that holds ``objects`` wins, then fp16,
-    then TensorRT, which was tuned on this machine's GPU, then the kernel over the graph.
+    then TensorRT, which was tuned on this machine's GPU.
 
     Raises ModelError that names the command that builds it.
     """
@@ -304,7 +317,7 @@ def find_bundle(
             m = parse_manifest(path.read_bytes(), path)
             fits = m.model == model and m.objects >= objects and _takes(m, size)
             if fits and precision in (None, m.precision) and runtime in (None, m.runtime):
-                rank = (m.precision != "fp16", m.runtime != "tensorrt", m.read != "triton")
+                rank = (m.precision != "fp16", m.runtime != "tensorrt")
                 found.append((m.objects, *rank, path.parent))
     if not found:
         bucket = 1 << max(0, objects - 1).bit_length()

@@ -123,23 +123,12 @@ def test_a_build_that_does_not_agree_stops_with_the_figures(tmp_path, monkeypatc
 
 @needs_rtx
 @pytest.mark.slow
-def test_the_one_graph_variant(tmp_path):
-    options = [*SMALL, "--read", "graph", "--objects", "2", "--out", str(tmp_path)]
-    assert builder.main(options) == 0
-    m = load_bundle(tmp_path / f"{NAME}-64x96-k2-fp16-tensorrt-rtx-graph").manifest
-    assert list(m.stages) == ["step"]
-    assert m.stages["step"].inputs["keys"].shape == (6, 24, 64)
-    assert set(m.kernels["sm_86"]) == {"preprocess", "mask_head"}
-
-
-@needs_rtx
-@pytest.mark.slow
 def test_one_engine_for_many_sizes(tmp_path):
     options = [*SMALL, "--dynamic", "32x96", "--out", str(tmp_path)]
     assert builder.main(options) == 0
     m = load_bundle(tmp_path / f"{NAME}-64x96-k1-fp16-tensorrt-rtx").manifest
     assert m.dynamic == ((32, 32), (96, 96))
-    assert m.stages["encode_query"].inputs["image"].shape == (1, 3, -1, -1)
+    assert m.stages["encode_query"].inputs["image"].shape == (1, 3, "16h", "16w")
 
 
 # Without building
@@ -212,10 +201,5 @@ def test_bad_targets_are_one_line(capsys):
 def test_kernels_of_a_bundle():
     files: dict[str, bytes] = {}
     with pytest.raises(BackendError, match="onnx-cuda"):
-        builder.cubins(builder.Options(), ("sm_70",), 1, files)
+        builder.cubins("fp16", ("sm_70",), 1, (64, 64), files)
     assert files == {}
-
-
-def test_the_reads_traffic():
-    text = builder.read_traffic(builder.Options(), 1)
-    assert text == "1.2 MB in the kernel, 43.2 MB as nodes of a graph; here: the kernel"

@@ -26,7 +26,6 @@ MANIFEST = Manifest(
     runtime_version="1.7.1",
     size=(64, 96),
     objects=2,
-    read="triton",
     dynamic=None,
     targets=("sm_86",),
     versions={"onnx": "1"},
@@ -72,8 +71,17 @@ def test_the_same_input_gives_the_same_manifest(folder, tmp_path):
 
 
 def test_a_dynamic_manifest_survives(tmp_path):
-    wide = replace(MANIFEST, dynamic=((32, 32), (96, 96)))
-    assert load_bundle(bundles.write_bundle(tmp_path, wide, FILES)).manifest.dynamic == wide.dynamic
+    decode = MANIFEST.stages["decode"]
+    image = Tensor("float16", (1, 3, "16h", "16w"))
+    wide = replace(
+        MANIFEST,
+        dynamic=((32, 32), (96, 96)),
+        stages={"decode": replace(decode, inputs={"image": image})},
+    )
+    read = load_bundle(bundles.write_bundle(tmp_path, wide, FILES)).manifest
+    assert read.dynamic == wide.dynamic and read.stages == wide.stages
+    assert image.open and image.at((64, 96)) == (1, 3, 64, 96)
+    assert Tensor("float32", (2, "n", "w")).at((32, 64)) == (2, 8, 4)
 
 
 def test_writing_replaces_an_earlier_bundle_whole(folder, tmp_path):
@@ -144,7 +152,7 @@ def unhashed(folder: Path) -> None:
         (lambda f: (f / "manifest.json").unlink(), "is no bundle"),
         (lambda f: (f / "manifest.json").write_text("{"), "not JSON"),
         (lambda f: (f / "manifest.json").write_text("[]"), "not JSON"),
-        (lambda f: edit(f, format=99), "has format 99, this version reads 1"),
+        (lambda f: edit(f, format=99), "has format 99, this version reads 2"),
         (lambda f: edit(f, surprise=1), "surprise"),
         (lambda f: edit(f, stages={"decode": {}}), "damaged"),
         (lambda f: edit(f, size=[64]), "damaged"),
@@ -183,9 +191,7 @@ def test_finding(tmp_path):
     small, large = put(objects=1), put(objects=4)
     fp32 = put(objects=1, precision="fp32")
     tuned = put(objects=1, runtime="tensorrt")
-    graph = put(objects=1, read="graph")
     dynamic = put(model="mobilevos-resnet18", dynamic=((32, 32), (64, 128)))
-    assert graph.name.endswith("-graph")
 
     def get(*args: object, **more: object) -> Path:
         return find_bundle(*args, folder=tmp_path, **more)

@@ -283,12 +283,10 @@ def test_two_videos_at_once_do_not_mix(toys):
         np.testing.assert_array_equal(together, alone)
 
 
-@pytest.mark.parametrize(("precision", "read", "size"), [
-    ("fp16", "triton", (48, 80)), ("fp32", "graph", SIZE), ("fp16", "graph", (48, 80)),
-])  # fmt: skip
-def test_where_engines_cannot_write_into_slots_they_are_copied(tmp_path, precision, read, size):
-    """15 positions in fp16 begin off TensorRT's alignment; one engine must not write its input."""
-    with rigged([toy_bundle(tmp_path, 1, size, precision, read)]) as rig, load(rig) as seg:
+def test_where_engines_cannot_write_into_slots_they_are_copied(tmp_path):
+    """15 positions in fp16 begin off TensorRT's alignment."""
+    size = (48, 80)
+    with rigged([toy_bundle(tmp_path, 1, size, "fp16")]) as rig, load(rig) as seg:
         frames = video(5, size=size)
         masks = list(seg.segment(frames, squares(1, size=size)))
         assert len({m.tobytes() for m in masks}) > 3

@@ -12,8 +12,15 @@ from doubles.rig import built, network_bundle, rigged
 from PIL import Image
 
 from engine import runtime
+from engine.build.parity import compare
+from engine.build.runners import EngineStages
+from engine.bundle import load_bundle
+from engine.commands.validate import validate
+from engine.data.clips import synthetic_clip
 from engine.media.masks import resize_ids
+from engine.model import load
 from engine.segmenter import Segmenter
+from engine.weights import FOLDER, find
 
 MODEL = "mobilevos-mobilenetv2"
 SIZE = (64, 96)
@@ -95,12 +102,13 @@ def test_half_precision(folder, film, reference):
     assert 0.99 <= agreed < 1
 
 
-def test_one_engine_with_the_read_inside(folder, film, reference):
-    frames, mask = film[0][:8], film[1]
-    want = list(reference.segment(frames, mask))
-    bundle = network_bundle(folder / "graph", 1, SIZE, read="graph")
-    with rigged([bundle]) as rig, Segmenter(rig.backend(), MODEL, "h") as seg:
-        assert overlap(list(seg.segment(frames, mask)) * 3, want * 3) >= 0.999
+def test_a_comparison_runs_the_engines_as_the_product_does(fp32):
+    model = load(MODEL, find(MODEL)[0])
+    with rigged(fp32) as rig:
+        with EngineStages(load_bundle(fp32[0].folder)) as engines:
+            found = compare(model, {}, synthetic_clip(SIZE, 3), 2, "fp32", engines)
+        assert not any(rig.machine.live().values()), rig.machine.live()
+    assert found.failures() == [] and set(found.stages) == {"encode_query", "decode"}
 
 
 def test_frames_larger_than_the_network_are_shrunk_on_the_gpu(fp32, clip, reference):
@@ -149,5 +157,7 @@ def test_a_bundle_as_it_is_built(tmp_path, film, reference):
         agreed = overlap(list(seg.segment(frames, mask)), list(reference.segment(frames, mask)))
         assert seg.step(frames[0], np.where(mask > 0, 0, np.eye(*SIZE, dtype=np.uint8) * 9)).any()
         assert seg.ids == (1, 9)
+        told = validate(bundles[0].folder, FOLDER, 2)
     print(f"IoU of the bundle with the reference: {agreed:.5f}")
     assert agreed >= 0.99
+    assert told["failures"] == [] and told["engines"]["free_iou"] >= 0.99

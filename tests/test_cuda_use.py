@@ -95,13 +95,12 @@ def test_the_users_way(toys):
         assert "run: python -m engine.build --fp16 --model mobilevos-resnet18" in why
 
 
-@pytest.mark.parametrize("read", ["triton", "graph"])
-def test_bundles_of_open_sizes(tmp_path, read):
+def test_bundles_of_open_sizes(tmp_path):
     """Their shapes are set from the video's size, and then they give what a fixed one gives."""
     frames = video(5)
     masks = []
     for name, dynamic in (("fixed", None), ("open", ((32, 32), (128, 128)))):
-        made = toy_bundle(tmp_path / name, 1, SIZE, read=read, dynamic=dynamic)
+        made = toy_bundle(tmp_path / name, 1, SIZE, dynamic=dynamic)
         with rigged([made]) as rig, load(rig) as seg:
             masks.append(list(seg.segment(frames, squares(1))))
     np.testing.assert_array_equal(*masks)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine import bundle
+from engine.runtime.gpu.tensorrt import MODULES
 from engine.weights import FOLDER, MODELS
 
 SIZE = (480, 864)
-READS = ("triton", "graph")
 FRAMES = 6
 
 
@@ -27,7 +27,6 @@ class Options:
     objects: tuple[int, ...] = (1,)
     targets: tuple[str, ...] | None = None
     runtime: str | None = None
-    read: str = "triton"
     dynamic: tuple[int, int] | None = None
     out: Path = bundle.DEFAULT_FOLDER
     weights: Path = FOLDER
@@ -56,10 +55,7 @@ def parse(argv: list[str] | None) -> tuple[Options, bool]:
     p.add_argument(
         "--target", nargs="+", metavar="sm_86", help="default: this GPU's, or without one all"
     )
-    p.add_argument("--runtime", choices=bundle.RUNTIMES, help="default: what is installed")
-    p.add_argument(
-        "--read", choices=READS, default="triton", help="the memory read: kernel, or in the graph"
-    )
+    p.add_argument("--runtime", choices=MODULES, help="default: what is installed")
     p.add_argument(
         "--dynamic",
         type=_range,
@@ -79,7 +75,6 @@ def parse(argv: list[str] | None) -> tuple[Options, bool]:
         objects=tuple(sorted(set(a.objects))),
         targets=tuple(a.target) if a.target else None,
         runtime=a.runtime,
-        read=a.read,
         dynamic=a.dynamic,
         out=a.out,
         weights=a.weights,

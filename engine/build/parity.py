@@ -7,7 +7,7 @@ its own memory, as it will run; judged by the masks alone, since a loop amplifie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -130,9 +130,8 @@ def compare(
     objects: int,
     precision: str,
     stages: Runner | None = None,
-    tick: Callable[[], None] = lambda: None,
 ) -> Parity:
-    """Run the clip through the reference and through ``graphs``; ``tick`` is called each frame.
+    """Run the clip through the reference and through ``graphs``.
 
     objects: K; all but the last of several columns are in use. stages: what runs the graphs, if not
     ONNX Runtime.
@@ -163,7 +162,6 @@ def compare(
         reference.remember(want, i == 0)
         forced.force(reference)
         free.remember(own, i == 0)
-        tick()
     parity.forced_iou, parity.free_iou = (a / b if b else 1.0 for a, b in counts)
     return parity
 
@@ -196,8 +194,6 @@ def _alone(
     runner: Runner, image: NDArray[Any], want: Arrays, got: Arrays, masks: Arrays
 ) -> dict[str, dict[str, Difference]]:
     """Each stage on the reference's inputs."""
-    if runner.one_graph:
-        return {"step": {n: difference(want[n], got[n]) for n in OUTPUTS["step"]}}
     decoded = runner.run("decode", decode_inputs(image, want["readout"], want, masks))
     return {
         "encode_query": {n: difference(want[n], got[n]) for n in OUTPUTS["encode_query"]},
@@ -241,8 +237,6 @@ def _peaks(
     """The largest magnitude of any fp16 tensor of the graphs, and its name."""
     largest = 0.0, ""
     for stage, graph in graphs.items():
-        if stage == "step":  # the two graphs' tensors once more
-            continue
         watched = watch(graph)
         inputs: Arrays = {"image": image}
         if stage == "decode":

@@ -65,9 +65,6 @@ def build(options: Options, say: Say = print) -> list[Path]:
     version = load_tensorrt(runtime).__version__
     say(f"runtime {runtime} {version}: {why}")
     targets, why = choose_targets(runtime, options.targets)
-    if options.read == "graph" and not options.targets and TURING in targets:
-        targets = tuple(t for t in targets if t != TURING)
-        why += f"; not {TURING}, which has no fp32 product, and the read's scores need one"
     say(f"targets {', '.join(targets)}: {why}")
     from engine.data.clips import demo_clip
 
@@ -88,10 +85,11 @@ def report(options: Options, say: Say = print) -> None:
     for name in _models(options):
         model = load(name, find(name, options.weights)[0])
         for k in options.objects:
-            graphs = stage_graphs(model, options.size, k, options.precision, options.read)
-            read = ReadShape(options.size[0] * options.size[1] // 256, objects=k)
+            graphs = stage_graphs(model, options.size, k, options.precision)
+            tokens = options.size[0] * options.size[1] // 256
+            read = ReadShape(tokens, model.config.key_dim, model.config.value_dim, k)
             say(f"# {name}, {options.size[0]}x{options.size[1]}, {k} object(s)\n")
-            say(layer_report(graphs, options.precision, read if options.read == "triton" else None))
+            say(layer_report(graphs, options.precision, read))
 
 
 def _models(options: Options) -> tuple[str, ...]:
@@ -125,7 +123,8 @@ def _build_one(plan: _Plan, name: str, objects: int, say: Say) -> Path:
         for stage, forms in graphs.items():
             stages[stage] = _engines(plan, stage, forms, files, say)
     with _timed("kernels", seconds, say):
-        kernels = cubins(options, plan.targets, objects, files)
+        dims = model.config.key_dim, model.config.value_dim
+        kernels = cubins(options.precision, plan.targets, objects, dims, files)
     low_high = None
     if options.dynamic:
         low, high = options.dynamic
@@ -138,7 +137,6 @@ def _build_one(plan: _Plan, name: str, objects: int, say: Say) -> Path:
         runtime_version=plan.version,
         size=options.size,
         objects=objects,
-        read=options.read,
         dynamic=low_high,
         targets=plan.targets,
         versions=versions(),
@@ -150,7 +148,6 @@ def _build_one(plan: _Plan, name: str, objects: int, say: Say) -> Path:
     folder = bundle.write_bundle(options.out, manifest, files)
     total = sum(map(len, files.values())) / _MB
     say(f"  {len(files)} files, {total:.1f} MB, {sum(seconds.values()):.0f} s")
-    say(f"  memory read a frame: {read_traffic(options, objects)}")
     _store_log(folder, plan, seconds)
     return folder
 
@@ -162,9 +159,7 @@ def export(
     from engine.export.passes import for_turing
     from engine.export.stages import stage_graphs
 
-    graphs = stage_graphs(
-        model, options.size, objects, options.precision, options.read, bool(options.dynamic)
-    )
+    graphs = stage_graphs(model, options.size, objects, options.precision, bool(options.dynamic))
     forms = {stage: {"": graph} for stage, graph in graphs.items()}
     if not options.dynamic:  # it needs the shapes
         for stage, graph in graphs.items():
@@ -248,50 +243,51 @@ def _engines(
 
 
 def _signature(values: Any) -> dict[str, bundle.Tensor]:
+    """Dtypes and shapes of a graph's inputs or outputs."""
     import onnx
 
-    return {
-        v.name: bundle.Tensor(
-            dtype=str(onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type)),
-            shape=tuple(d.dim_value or -1 for d in v.type.tensor_type.shape.dim),
+    from engine.export.stages import symbols
+
+    found = {}
+    for v in values:
+        dims, named = v.type.tensor_type.shape.dim, symbols(v.name)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type)
+        found[v.name] = bundle.Tensor(
+            dtype=str(dtype), shape=tuple(d.dim_value or named[i] for i, d in enumerate(dims))
         )
-        for v in values
-    }
+    return found
 
 
 def _profile(graph: onnx.ModelProto, options: Options) -> trt.Profile:
     """The least, best and greatest shape of every input with open dimensions."""
-    from engine.export.stages import open_axes
-
     assert options.dynamic is not None
     low, high = options.dynamic
-    sizes = ((low, low), options.size, (high, high))
-    profile = {}
-    for name, tensor in _signature(graph.graph.input).items():
-        shapes = []
-        for height, width in sizes:
-            given = {"h": height // 16, "w": width // 16, "n": height * width // 256}
-            shape = list(tensor.shape)
-            for axis, (dimension, factor) in open_axes(name).items():
-                shape[axis] = given[dimension] * factor
-            shapes.append(tuple(shape))
-        if -1 in tensor.shape:
-            profile[name] = (shapes[0], shapes[1], shapes[2])
-    return profile
+    return {
+        name: (tensor.at((low, low)), tensor.at(options.size), tensor.at((high, high)))
+        for name, tensor in _signature(graph.graph.input).items()
+        if tensor.open
+    }
 
 
 def cubins(
-    options: Options, targets: Sequence[str], objects: int, files: dict[str, bytes]
+    precision: str,
+    targets: Sequence[str],
+    objects: int,
+    dims: tuple[int, int],
+    files: dict[str, bytes],
 ) -> dict[str, dict[str, str]]:
-    """Compile the kernels of a frame into ``files``; returns target → op → launch JSON."""
+    """Compile the kernels of a frame into ``files``; returns target → op → launch JSON.
+
+    dims: (Ck, Cv). Raises BackendError for a target without kernels.
+    """
     from kernels import aot, tiles
 
-    precision = options.precision
     wanted = {f"preprocess-{precision}", "mask_head-fp32"}
-    if options.read == "triton":
-        columns = tiles.value_block(precision, objects, aot.VALUE_DIM)
-        read = f"memory_read-{precision}-ck{aot.KEY_DIM}-cv{aot.VALUE_DIM}-v{columns}"
-        wanted |= {read, f"memory_read_merge-{precision}-cv{aot.VALUE_DIM}"}
+    (ck, cv), columns = dims, tiles.value_block(precision, objects, dims[1])
+    wanted |= {
+        f"memory_read-{precision}-ck{ck}-cv{cv}-v{columns}",
+        f"memory_read_merge-{precision}-cv{cv}",
+    }
     found: dict[str, dict[str, str]] = {}
     for target in targets:
         if target not in tiles.SHARED_LIMIT:
@@ -300,7 +296,7 @@ def cubins(
                 f"{', '.join(tiles.SHARED_LIMIT)}. On this GPU use the backend onnx-cuda"
             )
         found[target] = {}
-        for variant in aot.variants(target):
+        for variant in aot.variants(target, *dims):
             if variant.name in wanted:
                 built = aot.compile_variant(variant, target)
                 stem = f"{variant.name}.{target}"
@@ -309,16 +305,6 @@ def cubins(
                 files[f"{stem}.json"] = text.encode()
                 found[target][variant.op] = f"{stem}.json"
     return found
-
-
-def read_traffic(options: Options, objects: int) -> str:
-    """Bytes that the memory read moves: fused in the kernel, and as three nodes of a graph."""
-    from kernels.memory_read.roofline import count
-
-    work = count(options.precision, options.size[0] * options.size[1] // 256, 64, 64, objects, 2)
-    fused, eager = work.fused_bytes / _MB, work.eager_bytes / _MB
-    chosen = "the kernel" if options.read == "triton" else "the graph"
-    return f"{fused:.1f} MB in the kernel, {eager:.1f} MB as nodes of a graph; here: {chosen}"
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The stages run frame by frame, in PyTorch or in ONNX Runtime: what parity.py compares."""
+"""The stages run frame by frame, in PyTorch, ONNX Runtime or TensorRT: what parity.py compares."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from engine.export.stages import OUTPUTS, Decode, EncodeQuery, pool_slots
+from engine.bundle import Bundle
+from engine.export.stages import OUTPUTS, Decode, EncodeQuery
+from engine.geometry import Geometry
 from engine.model import MobileVOS
+from engine.runtime.gpu.driver import Device, Scope
+from engine.runtime.gpu.pool import fetch
+from engine.runtime.gpu.program import Program
+from engine.runtime.gpu.tensorrt import TensorRT
 from kernels.memory_read.reference import memory_read_reference
 
 Arrays = dict[str, NDArray[Any]]
+SLOTS = 3  # of a Loop: two that take turns, and the objects' anchor
 
 
 class Runner(Protocol):
-    """What runs stages. one_graph: there is the one stage ``step``."""
-
-    one_graph: bool
+    """What runs stages."""
 
     def run(self, stage: str, inputs: Arrays) -> Arrays:
         """Run a stage on inputs of any float type; returns its outputs in their own."""
@@ -29,8 +34,6 @@ class Runner(Protocol):
 
 class Reference:
     """The stages in PyTorch, fp32."""
-
-    one_graph = False
 
     def __init__(self, model: MobileVOS) -> None:
         self.encode, self.decode = EncodeQuery(model).eval(), Decode(model).eval()
@@ -65,7 +68,6 @@ class OnnxStages:
             )
             for name, graph in graphs.items()
         }
-        self.one_graph = "step" in self.sessions
 
     def run(self, stage: str, inputs: Arrays) -> Arrays:
         """Run a graph; inputs are cast to what it declares."""
@@ -74,6 +76,62 @@ class OnnxStages:
         feed = {n: np.ascontiguousarray(inputs[n], t) for n, t in types.items()}
         names = [o.name for o in session.get_outputs()]
         return dict(zip(names, session.run(names, feed), strict=True))
+
+
+class EngineStages:
+    """A bundle's engines on the GPU at hand, loaded and run by the product's own loader.
+
+    Each stage alone, its inputs and outputs through host memory. Use with ``with``. Raises an
+    EngineError where the engines or the kernels do not load, or memory is short.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        manifest = bundle.manifest
+        self._stages = manifest.stages
+        device = Device()
+        self._scope = Scope(device)
+        self._scope.keep(device.release)
+        try:
+            program = Program(device, TensorRT(manifest.runtime, device), bundle)
+            self._scope.keep(program.close)
+            self._stream = self._scope.stream()
+            size = manifest.size
+            self._tensors = program.tensors(Geometry(size, size, size))
+            self._addresses = {n: self._scope.memory(t.bytes, n) for n, t in self._tensors.items()}
+            scratch = self._scope.memory(program.scratch, "TensorRT's activations")
+            self._contexts = {
+                stage: program.context(stage, self._addresses, scratch, self._tensors)
+                for stage in self._stages
+            }
+        except BaseException:
+            self._scope.close()
+            raise
+
+    def run(self, stage: str, inputs: Arrays) -> Arrays:
+        """Run an engine; inputs are cast to what it takes."""
+        declared, scope = self._stages[stage], Scope(self._stream.device)
+        try:
+            for name in declared.inputs:
+                tensor = self._tensors[name]
+                staging = scope.pinned(tensor.bytes, name)
+                staging.view(tensor.dtype).reshape(tensor.shape)[...] = inputs[name]
+                self._stream.upload(self._addresses[name], staging)
+            self._contexts[stage].run(self._stream)
+            return {n: self._fetch(n) for n in declared.outputs}
+        finally:
+            self._stream.synchronize()
+            scope.close()
+
+    def _fetch(self, name: str) -> NDArray[Any]:
+        tensor = self._tensors[name]
+        return fetch(self._stream, self._addresses[name], tensor.shape, tensor.dtype)
+
+    def __enter__(self) -> EngineStages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._contexts.clear()
+        self._scope.close()
 
 
 def rounded(graph: bytes) -> bytes:
@@ -113,15 +171,14 @@ _DTYPES: dict[str, type[np.generic]] = {
 class Loop:
     """One frame after the other through stages, as the runtime strings them together.
 
-    Slots 0 and 1 take turns, slot 2 is the objects' anchor.
+    Slots 0 and 1 take turns, slot 2 is the anchor.
     """
 
     def __init__(self, stages: Runner, objects: int, dims: tuple[int, int, int]) -> None:
         self.stages, self.objects = stages, objects
         tokens, key_dim, value_dim = dims
-        slots = pool_slots(objects)
-        self.keys = np.zeros((slots, tokens, key_dim), np.float32)
-        self.values = np.zeros((slots, objects, tokens, value_dim), np.float32)
+        self.keys = np.zeros((SLOTS, tokens, key_dim), np.float32)
+        self.values = np.zeros((SLOTS, objects, tokens, value_dim), np.float32)
         self.last = 0
         self.outputs: Arrays = {}
 
@@ -130,9 +187,6 @@ class Loop:
         slots = np.full((self.objects, 2), -1 if first else self.last, np.int32)
         if not first:
             slots[:, 0] = 2
-        memory: Arrays = {"keys": self.keys, "values": self.values, "slots": slots}
-        if self.stages.one_graph:
-            return self.stages.run("step", {"image": image, **memory, **masks})
         query = self.stages.run("encode_query", {"image": image})
         narrow = query["key"].dtype
         key, keys, values = (

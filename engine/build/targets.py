@@ -8,9 +8,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from engine.errors import BackendError, InputError, MissingExtraError
+from engine.errors import BackendError, EngineError, InputError, MissingExtraError
+from engine.runtime.gpu.driver import Device
+from engine.runtime.gpu.tensorrt import MODULES
 
-PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 #: What TensorRT for RTX builds for; sm_90 and sm_100 need the full TensorRT on the GPU itself.
 RTX_TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120")
 TURING = "sm_75"
@@ -22,15 +23,15 @@ def choose_runtime(name: str | None) -> tuple[str, str]:
 
     Raises MissingExtraError if it, or any, is not installed.
     """
-    installed = [n for n, p in PACKAGES.items() if importlib.util.find_spec(p)]
+    installed = [n for n, p in MODULES.items() if importlib.util.find_spec(p)]
     if name is not None:
-        if name not in PACKAGES:
-            raise InputError(f"unknown runtime '{name}'; choose one of: {', '.join(PACKAGES)}")
+        if name not in MODULES:
+            raise InputError(f"unknown runtime '{name}'; choose one of: {', '.join(MODULES)}")
         if name not in installed:
-            raise MissingExtraError(f"--runtime {name}", PACKAGES[name], "gpu")
+            raise MissingExtraError(f"--runtime {name}", MODULES[name], "gpu")
         return name, "asked for"
     if not installed:
-        raise MissingExtraError("building engines", PACKAGES["tensorrt-rtx"], "gpu")
+        raise MissingExtraError("building engines", MODULES["tensorrt-rtx"], "gpu")
     if len(installed) == 1:
         return installed[0], "the one that is installed"
     if device_target() is None:
@@ -43,7 +44,7 @@ def load(runtime: str) -> Any:
 
     Raises MissingExtraError, or BackendError for a version that is too old or does not load.
     """
-    package = PACKAGES[runtime]
+    package = MODULES[runtime]
     try:
         module = importlib.import_module(package)
     except ModuleNotFoundError as error:
@@ -64,27 +65,13 @@ def load(runtime: str) -> Any:
 
 
 def device_target() -> str | None:
-    """The architecture of the first GPU in this machine, ``sm_86``; None without one."""
+    """The architecture of the first GPU in this machine, ``sm_86``; None without a usable one."""
     try:
-        from cuda.bindings import driver
-    except ImportError:
+        device = Device()
+    except EngineError:
         return None
-    try:
-        if driver.cuInit(0)[0] != 0:
-            return None
-        error, device = driver.cuDeviceGet(0)
-        if error != 0:
-            return None
-        attribute = driver.CUdevice_attribute
-        major = driver.cuDeviceGetAttribute(
-            attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device
-        )[1]
-        minor = driver.cuDeviceGetAttribute(
-            attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device
-        )[1]
-    except RuntimeError:  # cuda-python raises this where there is no driver library
-        return None
-    return f"sm_{major}{minor}"
+    device.release()
+    return device.arch
 
 
 def choose_targets(runtime: str, wanted: Sequence[str] | None) -> tuple[tuple[str, ...], str]:

@@ -74,7 +74,7 @@ def _compare(
     Returns the graphs' figures, what fails, and the engines' figures or why there are none.
     """
     from engine.build.parity import Parity, compare, table
-    from engine.build.runners import Runner
+    from engine.build.runners import EngineStages, Runner
     from engine.data.clips import demo_clip
     from engine.model import load
 
@@ -101,9 +101,7 @@ def _compare(
         found = one(f"graphs for {names} in ONNX Runtime", graphs, None)
         figures[",".join(targets)] = found.summary()
         if not engines and here in targets:
-            from engine.build.trt_run import EngineStages
-
-            with EngineStages(bundle, here) as runner:
+            with EngineStages(bundle) as runner:
                 engines = one(f"engines for {here}", graphs, runner).summary()
     if isinstance(engines, str):
         say(f"  engines: {engines}")

@@ -36,8 +36,8 @@ class ReadShape:
     """The memory read: tokens N, key_dim Ck, value_dim Cv, objects K, reads R (slots an object)."""
 
     tokens: int
-    key_dim: int = 64
-    value_dim: int = 64
+    key_dim: int
+    value_dim: int
     objects: int = 1
     reads: int = 2
 

@@ -1,8 +1,7 @@
 """The stages as typed ONNX graphs of fixed shapes, as TensorRT compiles them around the kernels.
 
-Two graphs, with the memory read, a kernel, between them; or, for comparison, one graph that holds
-the memory read as MatMul, Softmax, MatMul. ``fp16`` graphs compute in fp16 but for what would
-overflow or lose too much: aggregation, scores and means over the image are fp32.
+Two graphs, with the memory read, a kernel, between them. ``fp16`` graphs compute in fp16 but for
+what would overflow or lose too much: aggregation, scores and means over the image are fp32.
 """
 
 from __future__ import annotations
@@ -18,10 +17,8 @@ from torch.export import Dim
 from engine.export.exporter import export_onnx
 from engine.export.passes import infer, means_in_fp32
 from engine.model import Features, MobileVOS, aggregate, scores, upsample_logits
-from engine.model.read_memory import read_memory
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
-READS = 2  # R: the slots that an object reads, its anchor and the last frame
 
 
 @dataclass(frozen=True)
@@ -82,54 +79,24 @@ class Decode(nn.Module):
         return probabilities, value, scores(probabilities)
 
 
-class Step(nn.Module):
-    """All of it in one graph, the memory read too."""
-
-    def __init__(self, model: MobileVOS) -> None:
-        super().__init__()
-        self.first, self.second = EncodeQuery(model), Decode(model)
-
-    def forward(
-        self,
-        image: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        slots: Tensor,
-        given: Tensor,
-        use_given: Tensor,
-        active: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Memory keys [S, N, Ck], values [S, K, N, Cv], slots int32 [K, R] → as the two stages."""
-        key, *features = self.first(image)
-        readout = read_memory(key.float(), keys.float(), values.float(), slots).to(image.dtype)
-        probabilities, value, means = self.second(
-            image, readout, *features, given, use_given, active
-        )
-        return probabilities, key, value, means
-
-
 def stage_graphs(
     model: MobileVOS,
     size: tuple[int, int],
     objects: int,
     precision: str,
-    read: str = "triton",
     dynamic: bool = False,
 ) -> dict[str, onnx.ModelProto]:
-    """Export the graphs of a bundle by name: ``encode_query`` and ``decode``, or ``step``.
+    """Export the graphs of a bundle by name: ``encode_query`` and ``decode``.
 
     Parameters
     ----------
     model: with batch norms folded (`engine.model.load`); left unchanged.
     size: (H, W), multiples of 16. objects: K. precision: ``fp16`` or ``fp32``.
-    read: ``triton``: two graphs around the kernel; ``graph``: one with the memory read inside.
     dynamic: leave H and W open (K stays fixed).
     """
     dtype = DTYPES[precision]
     model = copy.deepcopy(model).to(dtype)
     shape = StageShape(*size, objects)
-    if read == "graph":
-        return {"step": _export("step", Step(model), _step_inputs(model, shape, dtype), dynamic)}
     query_inputs = {"image": torch.zeros(1, 3, *size, dtype=dtype)}
     return {
         "encode_query": _export("encode_query", EncodeQuery(model), query_inputs, dynamic),
@@ -140,9 +107,8 @@ def stage_graphs(
 OUTPUTS = {
     "encode_query": ("key", *Features._fields),
     "decode": ("probabilities", "value", "scores"),
-    "step": ("probabilities", "key", "value", "scores"),
 }
-#: Which axes of which tensors are how many times H/16 or W/16, or N.
+#: Which axes of which tensors are how many times H/16 (h) or W/16 (w), or N (n).
 _OPEN = {
     "image": {2: ("h", 16), 3: ("w", 16)},
     "given": {1: ("h", 16), 2: ("w", 16)},
@@ -151,14 +117,15 @@ _OPEN = {
     "f4": {2: ("h", 4), 3: ("w", 4)},
     "compressed": {2: ("h", 1), 3: ("w", 1)},
     "readout": {1: ("n", 1)},
-    "keys": {1: ("n", 1)},
-    "values": {2: ("n", 1)},
+    "key": {0: ("n", 1)},
+    "value": {1: ("n", 1)},
+    "probabilities": {1: ("h", 16), 2: ("w", 16)},
 }
 
 
-def open_axes(name: str) -> dict[int, tuple[str, int]]:
-    """Which axes of an input are how many times H/16 (``h``), W/16 (``w``) or N (``n``)."""
-    return _OPEN.get(name, {})
+def symbols(name: str) -> dict[int, str]:
+    """The open axes of a tensor as a manifest writes them: ``16h``, ``w``, ``n``."""
+    return {axis: f"{k if k > 1 else ''}{d}" for axis, (d, k) in _OPEN.get(name, {}).items()}
 
 
 def _given_inputs(shape: StageShape) -> dict[str, Tensor]:
@@ -183,23 +150,6 @@ def _decode_inputs(model: MobileVOS, shape: StageShape, dtype: torch.dtype) -> d
     }
     tensors = {name: torch.zeros(size, dtype=dtype) for name, size in typed.items()}
     return tensors | _given_inputs(shape)
-
-
-def pool_slots(objects: int) -> int:
-    """S of the one graph: two slots that take turns; of each object its anchor, and, while it is
-    lost, the frame in which it was last seen."""
-    return 2 + 2 * objects
-
-
-def _step_inputs(model: MobileVOS, shape: StageShape, dtype: torch.dtype) -> dict[str, Tensor]:
-    config, tokens = model.config, shape.tokens
-    slots = pool_slots(shape.objects)
-    return {
-        "image": torch.zeros(1, 3, shape.height, shape.width, dtype=dtype),
-        "keys": torch.zeros(slots, tokens, config.key_dim, dtype=dtype),
-        "values": torch.zeros(slots, shape.objects, tokens, config.value_dim, dtype=dtype),
-        "slots": torch.zeros(shape.objects, READS, dtype=torch.int32),
-    } | _given_inputs(shape)
 
 
 def _export(

@@ -32,6 +32,7 @@ from engine.runtime.gpu.pool import Pool, PoolShape, fetch
 from engine.runtime.gpu.program import Library, Program
 
 F32 = NDArray[np.float32]
+_SMALLEST_POOL = 4  # slots
 
 
 class CudaBackend:
@@ -77,7 +78,7 @@ class CudaBackend:
         precision = self._program.precision if old and self._program else None
         program = self.library.program(self.geometry, max(len(columns), 1), precision)
         shape = PoolShape(
-            program.pool_slots(slots),
+            max(slots, _SMALLEST_POOL),
             program.objects,
             self.geometry.tokens,
             program.key_dim,
@@ -166,7 +167,6 @@ class CudaBackend:
         if self._plan is not None and self._plan.reads != reads:
             self._drop_plan()
         assert self._program and self._pool, "arrange comes before step"
-        self._program.check(task.slots)
         if self._plan is None:
             self._plan = Plan(self.device, self._program, self._pool, self.geometry, reads)
         return self._plan

@@ -20,7 +20,7 @@ from doubles.code import Code
 from doubles.machine import Machine
 from doubles.rtx import Graph, Tensor, Toy
 from engine import bundle
-from engine.export.stages import open_axes, pool_slots
+from engine.export.stages import symbols
 from engine.weights import find
 from kernels import aot
 
@@ -105,7 +105,6 @@ def write(
     objects: int,
     size: tuple[int, int],
     precision: str,
-    read: str,
     **changes: Any,
 ) -> Made:
     """Write a bundle by the product's own code, with stand-ins only for its engines."""
@@ -113,11 +112,11 @@ def write(
     stages = {}
     for name, graph in graphs.items():
         engine = f"{name}.{ARCH}.engine"
-        files[engine] = f"{name} {objects} {size} {precision} {read}".encode()
+        files[engine] = f"{name} {objects} {size} {precision}".encode()
         files[f"{name}.onnx"] = b"graph of a stand-in"
         stages[name] = bundle.Stage(
-            inputs=_told(graph.inputs, graph.open),
-            outputs=_told(graph.outputs, set(OPEN_OUTPUTS) if graph.open else set()),
+            inputs=_told(graph.inputs, bool(graph.open)),
+            outputs=_told(graph.outputs, bool(graph.open)),
             onnx={ARCH: f"{name}.onnx"},
             engines={ARCH: bundle.Engine(engine, 4096, 0)},
         )
@@ -129,7 +128,6 @@ def write(
         runtime_version="0",
         size=size,
         objects=objects,
-        read=read,
         dynamic=None,
         targets=(ARCH,),
         versions={},
@@ -141,15 +139,11 @@ def write(
     return Made(bundle.write_bundle(out, replace(manifest, **changes), files), graphs)
 
 
-#: Of outputs, the sides that bundles of open sizes leave open; `open_axes` has those of inputs.
-OPEN_OUTPUTS = {"key": {0}, "value": {1}, "probabilities": {1, 2}}
-
-
-def _told(tensors: dict[str, Tensor], opened: set[str]) -> dict[str, bundle.Tensor]:
+def _told(tensors: dict[str, Tensor], opened: bool) -> dict[str, bundle.Tensor]:
     told = {}
     for name, t in tensors.items():
-        axes = OPEN_OUTPUTS.get(name) or set(open_axes(name))
-        shape = tuple(-1 if i in axes and opened else side for i, side in enumerate(t.shape))
+        named = symbols(name) if opened else {}
+        shape = tuple(named.get(i, side) for i, side in enumerate(t.shape))
         told[name] = bundle.Tensor(np.dtype(t.dtype).name, shape)
     return told
 
@@ -170,7 +164,6 @@ def toy_bundle(
     objects: int,
     size: tuple[int, int],
     precision: str = "fp32",
-    read: str = "triton",
     **changes: Any,
 ) -> Made:
     """Engines of the right shapes that are no network: fast, and sensitive to every input."""
@@ -193,27 +186,17 @@ def toy_bundle(
     soft = Tensor("probabilities", (k + 1, height, width), np.float32)
     scores = Tensor("scores", (k, 2), np.float32)
     readout = Tensor("readout", (k, h * w, 64), kind)
-    if read == "triton":
-        toys = [
-            Toy("encode_query", [image], [key, *features]),
-            Toy("decode", [image, readout, *features, *masks], [soft, value, scores]),
-        ]
-    else:
-        memory = [
-            Tensor("keys", (pool_slots(k), h * w, 64), kind),
-            Tensor("values", (pool_slots(k), k, h * w, 64), kind),
-            Tensor("slots", (k, 2), np.int32),
-        ]
-        toys = [Toy("step", [image, *memory, *masks], [soft, key, value, scores])]
+    toys = [
+        Toy("encode_query", [image], [key, *features]),
+        Toy("decode", [image, readout, *features, *masks], [soft, value, scores]),
+    ]
     if changes.get("dynamic"):
         for toy in toys:
-            toy.open = {name for name in toy.inputs if open_axes(name)}
-    return write(out, {t.name: t for t in toys}, objects, size, precision, read, **changes)
+            toy.open = {name for name in toy.inputs if symbols(name)}
+    return write(out, {t.name: t for t in toys}, objects, size, precision, **changes)
 
 
-def network_bundle(
-    out: Path, objects: int, size: tuple[int, int], precision: str = "fp32", read: str = "triton"
-) -> Made:
+def network_bundle(out: Path, objects: int, size: tuple[int, int], precision: str = "fp32") -> Made:
     """The real graphs of a shipped model."""
     import onnx
 
@@ -222,11 +205,9 @@ def network_bundle(
 
     out.mkdir(exist_ok=True)
     graphs = {}
-    for stage, model in stage_graphs(
-        load(MODEL, find(MODEL)[0]), size, objects, precision, read
-    ).items():
-        file = out.parent / f"{stage}-{precision}-{read}-{objects}.onnx"
+    for stage, model in stage_graphs(load(MODEL, find(MODEL)[0]), size, objects, precision).items():
+        file = out.parent / f"{stage}-{precision}-{objects}.onnx"
         onnx.save(model, file)
         graphs[stage] = Graph(file)
         graphs[stage].name = stage
-    return write(out, graphs, objects, size, precision, read)
+    return write(out, graphs, objects, size, precision)

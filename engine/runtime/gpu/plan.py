@@ -149,22 +149,21 @@ class Plan:
             name: scope.memory(tensor.bytes, f"'{name}'") for name, tensor in self.shared.items()
         }
         self.scratch = scope.memory(program.scratch, "TensorRT's activations")
-        if program.read == "triton":
-            kernel = program.kernels["memory_read"]
-            plan = tiles.plan_memory_read(
-                program.precision,
-                n,
-                program.key_dim,
-                program.value_dim,
-                k,
-                self.reads,
-                arch=kernel.metadata["target"],
-                multiprocessors=self.device.multiprocessors,
-            )
-            self.splits = plan.splits
-            parts = plan.splits * k * n * 4 if plan.splits > 1 else 0
-            self.partial = scope.memory(parts * program.value_dim, "the memory read's parts")
-            self.lse = scope.memory(parts, "the memory read's weights")
+        kernel = program.kernels["memory_read"]
+        plan = tiles.plan_memory_read(
+            program.precision,
+            n,
+            program.key_dim,
+            program.value_dim,
+            k,
+            self.reads,
+            arch=kernel.metadata["target"],
+            multiprocessors=self.device.multiprocessors,
+        )
+        self.splits = plan.splits
+        parts = plan.splits * k * n * 4 if plan.splits > 1 else 0
+        self.partial = scope.memory(parts * program.value_dim, "the memory read's parts")
+        self.lse = scope.memory(parts, "the memory read's weights")
         self.host_ids = scope.pinned(math.prod(self.geometry.source), "the mask")
         scores = scope.pinned(self.shared["scores"].bytes, "the scores")
         self.host_scores = scores.view(np.float32).reshape(k, 2)
@@ -257,15 +256,11 @@ class Plan:
             stream.copy(key, addresses["key"], pool.shape.key_bytes)
             stream.copy(value, addresses["value"], pool.shape.value_bytes)
 
-        if program.read == "triton":
-            network = [
-                ("encode_query", self._context(side, "encode_query", addresses).run),
-                ("read_memory", read_memory),
-                ("decode", self._context(side, "decode", addresses).run),
-            ]
-        else:
-            addresses = addresses | {"keys": pool.keys, "values": pool.values}
-            network = [("step", self._context(side, "step", addresses).run)]
+        network = [
+            ("encode_query", self._context(side, "encode_query", addresses).run),
+            ("read_memory", read_memory),
+            ("decode", self._context(side, "decode", addresses).run),
+        ]
         if "key" in self.shared:
             network.append(("write_memory", write_memory))
         return [("preprocess", preprocess), *network, ("mask_head", mask_head)]

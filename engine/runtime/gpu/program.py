@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.bundle import MANIFEST, Bundle, file_sha256, find_bundle, load_bundle
 from engine.errors import BackendError, MissingExtraError, ModelError
@@ -20,12 +19,8 @@ from engine.runtime.gpu.tensorrt import MODULES, Context, RuntimeCache, TensorRT
 from kernels import launch
 from kernels.tiles import value_block
 
-#: Tensors that lie in the memory's slots or in the block of controls, not in buffers of their own.
-_ELSEWHERE = {"keys", "values", "slots", "use_given", "active"}
-_SMALLEST_POOL = 4
-OPEN = -1
-#: Of the features; whatever else has a height and a width has the image's.
-_STRIDES = {"f16": 16, "compressed": 16, "f8": 8, "f4": 4}
+#: Tensors that lie in the block of controls, not in buffers of their own.
+_ELSEWHERE = {"use_given", "active"}
 ALIGNMENT = 256  # bytes: what TensorRT asks of a tensor's address
 
 
@@ -42,43 +37,26 @@ class Tensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def _closed(name: str, shape: tuple[int, ...], geometry: Geometry) -> tuple[int, ...]:
-    """A shape without open sides: two are a height and a width, one alone is N."""
-    open_sides = shape.count(OPEN)
-    (height, width), stride = geometry.padded, _STRIDES.get(name, 1)
-    sides = iter([geometry.tokens] if open_sides == 1 else [height // stride, width // stride])
-    return tuple(next(sides) if side == OPEN else side for side in shape)
-
-
 class Program:
-    """One bundle, ready for plans. ``objects``: its bucket. ``read``: ``triton`` or ``graph``.
+    """One bundle, ready for plans. ``objects``: its bucket.
 
     Raises ModelError: built for other GPUs, another TensorRT, or damaged.
     """
 
     def __init__(self, device: Device, tensorrt: TensorRT, bundle: Bundle) -> None:
         manifest = bundle.manifest
-        self.objects, self.precision, self.read = (
-            manifest.objects,
-            manifest.precision,
-            manifest.read,
-        )
+        self.objects, self.precision = manifest.objects, manifest.precision
         self._scope = Scope(device)
         self._remedy = f"build it again here: {manifest.rebuild_command()}"
         self._stages = manifest.stages
-        self._tensors: dict[str, Tensor] = {}  # with −1 for what the video's size decides
-        for stage in manifest.stages.values():
-            for name, t in {**stage.inputs, **stage.outputs}.items():
-                self._tensors[name] = Tensor(np.dtype(t.dtype), tuple(t.shape))
-        key = self._tensors["key"]
-        self.dtype, self.key_dim = key.dtype, key.shape[-1]
-        self.value_dim = self._tensors["value"].shape[-1]
-        self._slots = self._reads = 0
-        if self.read == "graph":
-            self._slots, self._reads = (
-                self._tensors["keys"].shape[0],
-                self._tensors["slots"].shape[1],
-            )
+        self._declared = {
+            name: tensor
+            for stage in manifest.stages.values()
+            for name, tensor in (*stage.inputs.items(), *stage.outputs.items())
+        }
+        key, value = self._declared["key"], self._declared["value"]
+        self.dtype: np.dtype[Any] = np.dtype(key.dtype)
+        self.key_dim, self.value_dim = (t.at(manifest.size)[-1] for t in (key, value))
         self.cache = None
         if tensorrt.flavour == "tensorrt-rtx":
             pin = bundle.sha256[:12]
@@ -106,12 +84,11 @@ class Program:
 
     def _load_kernels(self, device: Device, bundle: Bundle) -> dict[str, launch.Kernel]:
         precision, ck, cv = self.precision, self.key_dim, self.value_dim
-        soft = "fp16" if self._tensors["probabilities"].dtype == np.float16 else "fp32"
+        soft = "fp16" if self._declared["probabilities"].dtype == "float16" else "fp32"
         names = {"preprocess": f"preprocess-{precision}", "mask_head": f"mask_head-{soft}"}
-        if self.read == "triton":
-            block = value_block(precision, self.objects, cv)
-            names["memory_read"] = f"memory_read-{precision}-ck{ck}-cv{cv}-v{block}"
-            names["memory_read_merge"] = f"memory_read_merge-{precision}-cv{cv}"
+        block = value_block(precision, self.objects, cv)
+        names["memory_read"] = f"memory_read-{precision}-ck{ck}-cv{cv}-v{block}"
+        names["memory_read_merge"] = f"memory_read_merge-{precision}-cv{cv}"
         kernels = {}
         for op, name in names.items():
             try:
@@ -124,34 +101,21 @@ class Program:
             self._scope.keep(kernels[op].unload)
         return kernels
 
-    def pool_slots(self, wanted: int) -> int:
-        """How many slots the pool gets for ``wanted`` of them."""
-        return max(wanted, self._slots, _SMALLEST_POOL)
-
-    def check(self, table: NDArray[np.int32]) -> None:
-        """Raise BackendError if the engine cannot read these slots [K, R]: one with the read inside
-        has a fixed number of them."""
-        if self.read == "graph" and (table.shape[1] != self._reads or table.max() >= self._slots):
-            raise BackendError(
-                f"this bundle reads {self._reads} of {self._slots} slots for an object, and more "
-                "are needed; use one that was built with --read triton"
-            )
-
     def tensors(self, geometry: Geometry) -> dict[str, Tensor]:
         """All inputs and outputs of the stages, by name, at a video's size."""
         return {
-            name: Tensor(t.dtype, _closed(name, t.shape, geometry))
-            for name, t in self._tensors.items()
+            name: Tensor(np.dtype(t.dtype), t.at(geometry.padded))
+            for name, t in self._declared.items()
         }
 
     def buffers(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Those of the tensors that need a buffer: not what lies in a slot or in the controls.
 
         Engines write their key and value straight into a slot, unless it begins off TensorRT's
-        alignment, or the pool is an input of theirs: outputs must not lie in inputs.
+        alignment.
         """
         written = ("key", "value")
-        direct = self.read == "triton" and all(tensors[n].bytes % ALIGNMENT == 0 for n in written)
+        direct = all(tensors[n].bytes % ALIGNMENT == 0 for n in written)
         elsewhere = _ELSEWHERE | (set(written) if direct else set())
         return {name: t for name, t in tensors.items() if name not in elsewhere}
 
@@ -164,9 +128,7 @@ class Program:
     ) -> Context:
         """A stage's engine with its tensors at ``addresses``, activations at ``scratch``."""
         opened = {
-            name: tensors[name].shape
-            for name, t in self._stages[stage].inputs.items()
-            if OPEN in t.shape
+            name: tensors[name].shape for name, t in self._stages[stage].inputs.items() if t.open
         }
         return self._engines[stage].context(scratch, addresses, opened, self.cache)
 
