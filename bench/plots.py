@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from bench.harness import Row
-from bench.published import TABLE
 from bench.report import Results
 from bench.stages import OTHER, STAGES
 from engine.files import write_atomic
@@ -32,9 +31,7 @@ def draw(results: Results, out: Path) -> list[Path]:
     makers = {
         "fps": fps_over_frames,
         "memory": memory_over_frames,
-        "latency": latency,
         "stages": stage_bars,
-        "accuracy": accuracy_against_speed,
     }
     for name, make in makers.items():
         (out / f"{name}.png").unlink(missing_ok=True)  # of an earlier run
@@ -178,49 +175,6 @@ def memory_over_frames(results: Results) -> Any:
     )
 
 
-def latency(results: Results) -> Any:
-    """Histogram of the step's time with finite memory, a panel a model."""
-    panels = _panels(results)
-    panels = [
-        (model, [r for r in rows if r["memory"] != "infinite" and r["clip"] in ("short", "long")])
-        for model, rows in panels
-    ]
-    panels = [(model, rows) for model, rows in panels if rows]
-    if not panels:
-        return None
-    colours = _colours(results)
-    figure, axes = _row_of_panels(len(panels))
-    for axis, (model, rows) in zip(axes, panels, strict=True):
-        longest = {r["backend"]: r for r in sorted(rows, key=lambda r: r["frames"])}
-        everything = np.concatenate([r["times_ms"] for r in longest.values()])
-        low, high = everything.min() * 0.95, np.percentile(everything, 99.5) * 1.05
-        edges = np.geomspace(low, high, 45)
-        for backend, row in longest.items():
-            p99 = f", p99 {row['p99_ms']:.0f}" if row["p99_ms"] else ""
-            axis.hist(
-                np.clip(row["times_ms"], low, high),
-                edges,
-                color=colours[backend],
-                alpha=0.65,
-                label=f"{backend}: p50 {row['p50_ms']:.0f}, p90 {row['p90_ms']:.0f}{p99} ms",
-            )
-            axis.axvline(row["p50_ms"], color=colours[backend], linewidth=1, linestyle="--")
-        axis.set_xscale("log")
-        ticks = [
-            t * 10.0**e for e in range(-1, 5) for t in (1, 2, 3, 5) if low < t * 10.0**e < high
-        ]
-        axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
-        axis.set_xticks([], minor=True)
-        axis.yaxis.get_major_locator().set_params(integer=True)
-        axis.set_title(model, fontsize="medium")
-        axis.set_xlabel("ms a frame")
-        axis.legend(fontsize="small")
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("frames")
-    figure.suptitle(f"Time of a step, finite memory\n{_machine(results)}", fontsize="medium")
-    return figure
-
-
 def stage_bars(results: Results) -> Any:
     """Milliseconds of each stage, a bar a row."""
     rows = [r for _, panel in _panels(results) for r in panel if r.get("stages")]
@@ -252,55 +206,6 @@ def stage_bars(results: Results) -> Any:
     axis.set_axisbelow(True)
     figure.legend(loc="outside lower center", ncols=len(STAGES) + 1, fontsize="small")
     figure.suptitle(f"Where a step's time goes\n{_machine(results)}", fontsize="medium")
-    return figure
-
-
-def accuracy_against_speed(results: Results) -> Any:
-    """J&F against FPS: ours filled, the published ones on DAVIS-2017 and an A40 hollow."""
-    mine = [r for r in results.measured("short") if r.get("jf") is not None]
-    mine = [r for r in mine if r["objects"] == min(r["objects"] for r in mine)]
-    if not mine:
-        return None
-    figure, axis = _pyplot().subplots(figsize=(9.5, 6), layout="constrained")
-    for system in TABLE:
-        if system.davis17 is None or system.a40 is None:
-            continue
-        x, y = float(system.a40[0]), system.davis17[0]
-        axis.plot(x, y, "o", markerfacecolor="none", color="dimgrey", markersize=9)
-        below = "w/o" in system.name  # it lies beside its sibling
-        axis.annotate(
-            system.name,
-            (x, y),
-            xytext=(0, -9 if below else 9),
-            textcoords="offset points",
-            ha="center",
-            va="top" if below else "bottom",
-            color="dimgrey",
-        )
-    colours, shapes = _colours(results), dict(zip(_models(mine), "s^DvP", strict=False))
-    for row in mine:
-        axis.plot(
-            row["fps"],
-            100 * row["jf"],
-            shapes.get(row["model"], "*"),
-            color=colours[row["backend"]],
-            markeredgecolor="black" if row["memory"] == "infinite" else "none",
-            markersize=9,
-            linestyle="none",
-            label=f"{row['model']}, {row['backend']}, {row['memory']}, {row['size']}p",
-        )
-    axis.set_xscale("log")
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.set(xlabel="FPS (short clip, fewest objects)", ylabel="J&F, %")
-    axis.margins(0.15)
-    axis.grid(alpha=0.3, which="both")
-    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
-    figure.suptitle(
-        f"Filled: measured here, J&F on {mine[0]['davis']}; {_machine(results)}\n"
-        "Hollow: published, J&F on DAVIS-2017 val, FPS on an A40: neither the same data nor the "
-        "same machine",
-        fontsize="medium",
-    )
     return figure
 
 

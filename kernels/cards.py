@@ -1,4 +1,4 @@
-"""Peaks of the GPUs for which reports and benchmarks state bounds. Nothing here was measured."""
+"""Peaks of the GPUs for which bounds are stated. Nothing here was measured."""
 
 from __future__ import annotations
 
@@ -6,44 +6,44 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class GPU:
-    """What a card can do at most, at its boost clock.
+class Card:
+    """What a GPU, or another machine, can do at most, at its boost clock.
 
-    Sources, NVIDIA's: data sheets of the A40, A100 80GB SXM and H100 SXM; architecture white papers
-    of GA102 (RTX 3090, founders edition) and Ada (RTX 4090); product page of the GTX 1080 Ti.
-    Matrix rates are dense: the sheets' figures "with sparsity" are twice as high.
-
-    name: as NVIDIA writes it. arch: compute capability, such as ``"sm_86"``.
-    fp32_tflops: 10¹² FLOP/s of true fp32, an FMA counting two; tensor cores (TF32) not used.
-    fp16_tensor_tflops: 10¹² FLOP/s of fp16 products summed in fp32; None without tensor cores.
-    bandwidth_gb_s: 10⁹ bytes/s of device memory. sms: multiprocessors in use.
+    name: as NVIDIA writes it; all of ``words`` stand in the name by which the driver knows it.
+    fp32: FLOP/s of true fp32, a multiply-add counting two; TF32 is not used. fp16: FLOP/s of fp16
+    products summed in fp32, dense; None without tensor cores. bandwidth: bytes/s of device memory.
+    exponentials: of fp32, a second.
     """
 
     name: str
-    arch: str
-    fp32_tflops: float
-    fp16_tensor_tflops: float | None
-    bandwidth_gb_s: float
-    sms: int
+    words: tuple[str, ...]
+    fp32: float
+    fp16: float | None
+    bandwidth: float
+    exponentials: float
 
-    def peak_tflops(self, precision: str) -> float:
-        """Highest rate for ``fp32`` or ``fp16`` tensors; raises ValueError for another precision.
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Those that differ in speed."""
+        return ("fp32",) if self.fp16 is None else ("fp16", "fp32")
 
-        Without tensor cores fp16 tensors are computed in fp32, which is the faster of the two on
-        the one such card here (the GTX 1080 Ti's fp16 has 1/64 of the rate of its fp32).
+    def flops(self, precision: str) -> float:
+        """FLOP/s for ``fp32`` or ``fp16`` tensors; raises ValueError for another precision.
+
+        Without tensor cores fp16 tensors are computed in fp32, the faster of the two on the one
+        such card here (the GTX 1080 Ti's fp16 has 1/64 of the rate of its fp32).
         """
         if precision not in ("fp16", "fp32"):
             raise ValueError(f"no peak is known for precision '{precision}'; use fp16 or fp32")
-        if precision == "fp16" and self.fp16_tensor_tflops is not None:
-            return self.fp16_tensor_tflops
-        return self.fp32_tflops
+        return self.fp16 if precision == "fp16" and self.fp16 is not None else self.fp32
 
 
-A40 = GPU("A40", "sm_86", 37.4, 149.7, 696.0, 84)
-GTX_1080_TI = GPU("GTX 1080 Ti", "sm_61", 11.3, None, 484.0, 28)
-RTX_3090 = GPU("RTX 3090", "sm_86", 35.6, 71.0, 936.0, 82)
-RTX_4090 = GPU("RTX 4090", "sm_89", 82.6, 165.2, 1008.0, 128)
-A100 = GPU("A100", "sm_80", 19.5, 312.0, 2039.0, 108)
-H100 = GPU("H100", "sm_90", 66.9, 989.4, 3350.0, 132)
+# NVIDIA's data sheets of the A40 and the H100 SXM, its white paper on Ada (RTX 4090), its product
+# page of the GTX 1080 Ti. Exponentials: multiprocessors × special functions a clock (CUDA C++
+# Programming Guide, "Arithmetic instructions") × boost clock.
+A40 = Card("A40", ("A40",), 37.4e12, 149.7e12, 696e9, 84 * 16 * 1.74e9)
+GTX_1080_TI = Card("GTX 1080 Ti", ("1080", "Ti"), 11.3e12, None, 484e9, 28 * 32 * 1.58e9)
+RTX_4090 = Card("RTX 4090", ("4090",), 82.6e12, 165.2e12, 1008e9, 128 * 16 * 2.52e9)
+H100 = Card("H100 SXM", ("H100", "HBM3"), 66.9e12, 989.4e12, 3350e9, 132 * 16 * 1.83e9)
 
-GPUS = {gpu.name: gpu for gpu in (A40, GTX_1080_TI, RTX_3090, RTX_4090, A100, H100)}
+CARDS = (A40, GTX_1080_TI, RTX_4090, H100)

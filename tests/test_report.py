@@ -10,9 +10,8 @@ from test_graph_cost import graph
 
 from engine.cost.graph import bound_ms, layered_bound_ms, node_costs, total
 from engine.cost.reformats import REASONS, reformats
-from engine.cost.report import CARDS, ReadShape, analyse, report
-from kernels.cards import A40, GTX_1080_TI
-from kernels.memory_read import roofline
+from engine.cost.report import ReadShape, analyse, report
+from kernels.cards import A40, CARDS, GTX_1080_TI
 
 READ = ReadShape(tokens=1620, key_dim=64, value_dim=64)
 
@@ -90,33 +89,7 @@ def test_a_memory_read_of_few_channels_is_bound_by_its_exponentials() -> None:
     narrow = ReadShape(tokens=1620, key_dim=16, value_dim=16)
     row = analyse(stages(), "fp16", narrow)["stages"]["read_memory"]
     exponentials = 1620 * 3240 / (132 * 16 * 1.83e9)
-    assert row["bound_ms"]["H100"] == pytest.approx(1e3 * exponentials)
-
-
-def test_the_total_is_the_sum_of_the_stages() -> None:
-    data = analyse(stages(), "fp32", READ)
-    rows = data["stages"].values()
-    for key in ("ops", "params", "gflop", "mb_fused", "mb_unfused"):
-        assert data["total"][key] == pytest.approx(sum(row[key] for row in rows))
-    moved = 1e6 * data["total"]["mb_fused"]
-    assert data["total"]["intensity"] == pytest.approx(1e9 * data["total"]["gflop"] / moved)
-    for kind in ("bound", "layered_bound"):
-        for gpu in CARDS:
-            ms = sum(row[f"{kind}_ms"][gpu.name] for row in rows)
-            assert data["total"][f"{kind}_ms"][gpu.name] == pytest.approx(ms)
-            assert data["total"][f"{kind}_fps"][gpu.name] == pytest.approx(1e3 / ms)
-    assert data["total"]["bound_fps"]["A40"] > data["total"]["layered_bound_fps"]["A40"]
-
-
-def test_the_two_tables_of_cards_agree() -> None:
-    """The kernels' roofline keeps its own, with exponentials; the peaks are the same."""
-    cards = {card.name: card for card in roofline.CARDS}
-    for gpu, name in CARDS.items():
-        card = cards[name]
-        assert card.bandwidth == pytest.approx(gpu.bandwidth_gb_s * 1e9)
-        assert card.flops["fp32"] == pytest.approx(gpu.fp32_tflops * 1e12)
-        tensor = card.flops.get("fp16")
-        assert (tensor and tensor / 1e12) == pytest.approx(gpu.fp16_tensor_tflops)
+    assert row["bound_ms"]["H100 SXM"] == pytest.approx(1e3 * exponentials)
 
 
 def test_reformats_of_an_encoder() -> None:
@@ -198,14 +171,13 @@ def test_markdown() -> None:
 
 
 def test_a_graph_without_reformats_says_so() -> None:
-    text = report({"a": graph("(float[4] x) => (float[4] y) { y = Relu(x) }")}, "fp32")
+    text = report({"a": graph("(float[4] x) => (float[4] y) { y = Relu(x) }")}, "fp32", READ)
     assert text.endswith("## Reformats\n\nNone.\n")
 
 
 def test_json_carries_everything_and_says_that_nothing_was_measured() -> None:
     data = analyse(stages(), "fp16", READ)
     copy = json.loads(json.dumps(data, allow_nan=False))
-    assert copy["measured"] is False
     assert copy["read"]["tokens"] == 1620
     assert [e["kind"] for e in copy["reformats"]["decode"]] == [k for k, _, _ in kinds(decode())]
     assert set(copy["reasons"]) == set(REASONS)
@@ -220,4 +192,4 @@ def test_an_unknown_precision_is_refused() -> None:
 def test_fp16_without_tensor_cores_is_computed_in_fp32() -> None:
     cost = total(node_costs(encode()))
     assert bound_ms(cost, GTX_1080_TI, "fp16") == bound_ms(cost, GTX_1080_TI, "fp32")
-    assert A40.peak_tflops("fp16") > A40.peak_tflops("fp32")
+    assert A40.flops("fp16") > A40.flops("fp32")

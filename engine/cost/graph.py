@@ -26,7 +26,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper
 
 from engine.errors import InputError
-from kernels.cards import GPU
+from kernels.cards import Card
 
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
@@ -200,23 +200,22 @@ def total(costs: Iterable[NodeCost], fused: bool = True) -> Cost:
     )
 
 
-def bound_ms(cost: Cost, gpu: GPU, precision: str) -> float:
+def bound_ms(cost: Cost, card: Card, precision: str) -> float:
     """Lower bound in milliseconds: max(FLOPs / peak, bytes / bandwidth), the roofline model.
 
-    The peak is the card's highest for ``precision`` (`GPU.peak_tflops`), though depthwise and
+    The peak is the card's highest for ``precision`` (`Card.flops`), though depthwise and
     elementwise work cannot reach it. Launches cost nothing. Not a measurement.
     """
-    compute = cost.flops / (gpu.peak_tflops(precision) * 1e12)
-    memory = cost.bytes / (gpu.bandwidth_gb_s * 1e9)
+    compute, memory = cost.flops / card.flops(precision), cost.bytes / card.bandwidth
     return 1e3 * max(compute, memory)
 
 
-def layered_bound_ms(costs: Iterable[NodeCost], gpu: GPU, precision: str) -> float:
+def layered_bound_ms(costs: Iterable[NodeCost], card: Card, precision: str) -> float:
     """Milliseconds, the sum of every node's own `bound_ms` (fused): nodes run one after another.
 
     Tighter than the bound of the sums, in which one node's products hide another's traffic.
     """
-    return sum(bound_ms(total([cost]), gpu, precision) for cost in costs)
+    return sum(bound_ms(total([cost]), card, precision) for cost in costs)
 
 
 def _value(info: onnx.ValueInfoProto) -> Value:

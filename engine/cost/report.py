@@ -5,7 +5,7 @@ Arithmetic on graphs and data sheets; nothing in it was measured.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,10 +13,9 @@ import onnx
 
 from engine.cost.graph import Cost, bound_ms, layered_bound_ms, node_costs, total
 from engine.cost.reformats import REASONS, reformats
-from kernels.cards import A40, GPU, GTX_1080_TI, H100, RTX_4090
+from kernels.cards import CARDS, Card
 from kernels.memory_read import roofline
 
-CARDS = {A40: "A40", GTX_1080_TI: "1080Ti", RTX_4090: "RTX 4090", H100: "H100 SXM"}
 READ = "read_memory"
 NOTES = (
     "Every figure is arithmetic on the graphs and on NVIDIA's data sheets; nothing was measured.",
@@ -43,14 +42,20 @@ class ReadShape:
 
 
 def report(
-    stages: Mapping[str, onnx.ModelProto], precision: str, read: ReadShape | None = None
+    stages: Mapping[str, onnx.ModelProto],
+    precision: str,
+    read: ReadShape,
+    cards: Sequence[Card] = CARDS,
 ) -> str:
     """The layer report in Markdown; arguments and errors as `analyse`."""
-    return render(analyse(stages, precision, read))
+    return render(analyse(stages, precision, read, cards))
 
 
 def analyse(
-    stages: Mapping[str, onnx.ModelProto], precision: str, read: ReadShape | None = None
+    stages: Mapping[str, onnx.ModelProto],
+    precision: str,
+    read: ReadShape,
+    cards: Sequence[Card] = CARDS,
 ) -> dict[str, Any]:
     """The layer report as data for JSON.
 
@@ -58,7 +63,8 @@ def analyse(
     ----------
     stages: graphs of fixed shapes by stage, in the order in which they run.
     precision: ``fp16`` or ``fp32``, of the graphs and the memory read; picks the cards' peaks.
-    read: shape of the memory read between the stages; None where a graph holds it.
+    read: shape of the memory read, which stands behind the first stage.
+    cards: the machines for which bounds are stated.
 
     Returns ``stages`` (by name: ops, params, gflop, mb_fused, mb_unfused, intensity in FLOP/byte,
     and by card ``bound_ms`` and ``layered_bound_ms``), ``total`` (their sums, and ``bound_fps`` and
@@ -68,15 +74,15 @@ def analyse(
     """
     rows = {}
     for name, model in stages.items():
-        rows[name] = _stage_row(model, precision)
-        if read is not None and len(rows) == 1:
-            rows[READ] = _read_row(read, precision)
+        rows[name] = _stage_row(model, precision, cards)
+        if len(rows) == 1:
+            rows[READ] = _read_row(read, precision, cards)
     found = {name: [asdict(r) for r in reformats(model)] for name, model in stages.items()}
     kinds = {entry["kind"] for entries in found.values() for entry in entries}
     return {
         "precision": precision,
-        "measured": False,
-        "read": asdict(read) if read else None,
+        "cards": [card.name for card in cards],
+        "read": asdict(read),
         "stages": rows,
         "total": _sum(list(rows.values())),
         "reformats": found,
@@ -85,31 +91,29 @@ def analyse(
     }
 
 
-def _stage_row(model: onnx.ModelProto, precision: str) -> dict[str, Any]:
+def _stage_row(model: onnx.ModelProto, precision: str, cards: Sequence[Card]) -> dict[str, Any]:
     costs = node_costs(model)
     cost, unfused = total(costs), total(costs, fused=False)
     return _row(
         len(costs),
         cost,
         unfused.bytes,
-        {gpu.name: bound_ms(cost, gpu, precision) for gpu in CARDS},
-        {gpu.name: layered_bound_ms(costs, gpu, precision) for gpu in CARDS},
+        {card.name: bound_ms(cost, card, precision) for card in cards},
+        {card.name: layered_bound_ms(costs, card, precision) for card in cards},
     )
 
 
-def _read_row(read: ReadShape, precision: str) -> dict[str, Any]:
-    """As the kernel's own roofline counts it: one node, whose exponentials bind, too."""
+def _read_row(read: ReadShape, precision: str, cards: Sequence[Card]) -> dict[str, Any]:
+    """One node, fused, as the kernel's own roofline counts it; exponentials bind it, too."""
     work = roofline.count(
         precision, read.tokens, read.key_dim, read.value_dim, read.objects, read.reads
     )
-    bounds = {gpu.name: _read_bound_ms(work, gpu, precision) for gpu in CARDS}
+    bounds = {}
+    for card in cards:
+        found = roofline.bounds(card, precision, work)
+        del found["eager traffic"]
+        bounds[card.name] = 1e3 * max(found.values())
     return _row(1, Cost(work.flops, 0, 0, work.fused_bytes), work.eager_bytes, bounds, bounds)
-
-
-def _read_bound_ms(work: roofline.Work, gpu: GPU, precision: str) -> float:
-    (card,) = (card for card in roofline.CARDS if card.name == CARDS[gpu])
-    bounds = roofline.bounds(card, precision if precision in card.flops else "fp32", work)
-    return 1e3 * max(bounds[key] for key in ("products", "exponentials", "fused traffic"))
 
 
 def _row(
@@ -133,7 +137,7 @@ def _sum(rows: list[dict[str, Any]]) -> dict[str, Any]:
     moved = result["mb_fused"]
     result["intensity"] = 1e3 * result["gflop"] / moved if moved else 0.0
     for key in ("bound_ms", "layered_bound_ms"):
-        result[key] = {gpu.name: sum(row[key][gpu.name] for row in rows) for gpu in CARDS}
+        result[key] = {name: sum(row[key][name] for row in rows) for name in rows[0][key]}
     for key in ("bound", "layered_bound"):
         times = result[f"{key}_ms"]
         result[f"{key}_fps"] = {name: 1e3 / ms if ms else None for name, ms in times.items()}
@@ -165,7 +169,7 @@ def render(data: Mapping[str, Any]) -> str:
         "Bound in ms, of the sums / layer by layer (bound, not measured):",
         "",
         *_table(
-            ["stage", *(gpu.name for gpu in CARDS)],
+            ["stage", *data["cards"]],
             [[name, *_pairs(row, "bound_ms", 3)] for name, row in rows.items()]
             + [["FPS at most (bound, not measured)", *_pairs(data["total"], "bound_fps", 0)]],
         ),
@@ -181,8 +185,8 @@ def _pairs(row: Mapping[str, Any], key: str, digits: int) -> list[str]:
     """A card each: the figure of the sums / the one layer by layer."""
     both = (row[key], row[f"layered_{key}"])
     return [
-        " / ".join("–" if b[gpu.name] is None else f"{b[gpu.name]:.{digits}f}" for b in both)
-        for gpu in CARDS
+        " / ".join("–" if b[card] is None else f"{b[card]:.{digits}f}" for b in both)
+        for card in row[key]
     ]
 
 

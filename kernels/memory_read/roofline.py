@@ -8,42 +8,8 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
+from kernels.cards import CARDS, Card
 
-@dataclass(frozen=True)
-class Card:
-    """Peaks: dense matrix FLOP/s per dtype, exponentials/s, bytes/s of device memory.
-
-    words: all stand in the name by which the driver knows the card.
-    """
-
-    name: str
-    words: frozenset[str]
-    flops: dict[str, float]
-    exponentials: float
-    bandwidth: float
-
-
-#: NVIDIA's data sheets; exponentials: multiprocessors × a clock's special functions each (CUDA C++
-#: Programming Guide, "Arithmetic instructions") × boost clock. The 1080Ti has no tensor cores, and
-#: its fp16 is slower than its fp32; true fp32 has none on any card.
-CARDS = (
-    Card("A40", frozenset({"A40"}), {"fp16": 149.7e12, "fp32": 37.4e12}, 84 * 16 * 1.74e9, 696e9),
-    Card("1080Ti", frozenset({"1080", "Ti"}), {"fp32": 11.3e12}, 28 * 32 * 1.58e9, 484e9),
-    Card(
-        "RTX 4090",
-        frozenset({"4090"}),
-        {"fp16": 165.2e12, "fp32": 82.6e12},
-        128 * 16 * 2.52e9,
-        1008e9,
-    ),
-    Card(
-        "H100 SXM",
-        frozenset({"H100", "HBM3"}),
-        {"fp16": 989.4e12, "fp32": 66.9e12},
-        132 * 16 * 1.83e9,
-        3350e9,
-    ),
-)
 ELEMENT = {"fp16": 2, "fp32": 4}
 
 
@@ -80,7 +46,7 @@ def count(
 def bounds(card: Card, dtype: str, work: Work) -> dict[str, float]:
     """Lower bounds in seconds: of the products, the exponentials, the fused and eager traffic."""
     return {
-        "products": work.flops / card.flops[dtype],
+        "products": work.flops / card.flops(dtype),
         "exponentials": work.exponentials / card.exponentials,
         "fused traffic": work.fused_bytes / card.bandwidth,
         "eager traffic": work.eager_bytes / card.bandwidth,
@@ -94,17 +60,11 @@ def report(positions: int = 1620, objects: int = 1, reads: int = 2) -> str:
         "|---|---|---|---|---|---|",
     ]
     for card in CARDS:
-        for dtype in card.flops:
+        for dtype in card.precisions:
             b = bounds(card, dtype, count(dtype, positions, 64, 64, objects, reads))
-            bound = max(b["products"], b["exponentials"], b["fused traffic"])
-            cells = [
-                b["products"],
-                b["exponentials"],
-                b["fused traffic"],
-                bound,
-                b["eager traffic"],
-            ]
-            row = " | ".join(f"{1e6 * x:.1f}" for x in cells)
+            eager = b.pop("eager traffic")
+            shown = (*b.values(), max(b.values()), eager)
+            row = " | ".join(f"{1e6 * x:.1f}" for x in shown)
             lines.append(f"| {card.name}, {dtype} | {row} |")
     return "\n".join(lines)
 
