@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine import errors
 from engine.errors import InputError, MissingExtraError
 from engine.files import make_folder, write_atomic
-from engine.train.__main__ import exit_code
 from engine.train.config import DEVELOPMENT, Distillation, TrainConfig
 from engine.train.recipes import CONFIGS
 
@@ -194,7 +194,8 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    return exit_code(run, parser().parse_args(argv))
+    args = parser().parse_args(argv)
+    return errors.run(lambda: run(args))
 
 
 if __name__ == "__main__":

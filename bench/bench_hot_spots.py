@@ -108,7 +108,7 @@ def test_step(benchmark: Any, clip: tuple[U8, U8], backend: str, model: str) -> 
     if backend == "reference":
         pytest.importorskip("torch")
     frames, mask = clip
-    with Segmenter.load(model, backend, SIZE) as segmenter:
+    with Segmenter.load(model, backend, size=SIZE) as segmenter:
         segmenter.start(frames[0], mask)
         result = benchmark(segmenter.step, frames[1])
     assert set(np.unique(result)) <= {0, 1, 2} and result.any()

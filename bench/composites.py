@@ -10,7 +10,6 @@ shorter of the two. Writes a folder laid out as DAVIS, ids 1 (a) and 2 (b), for
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from engine.data.davis import Dataset, load_truth
-from engine.errors import EngineError, InputError
+from engine.errors import InputError, run
 from engine.files import make_folder
 from engine.media.masks import write_mask
 
@@ -66,7 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--davis", type=Path, required=True, metavar="ROOT", help="laid out as DAVIS")
     p.add_argument("--out", type=Path, required=True, metavar="DIR")
     options = p.parse_args(argv)
-    try:
+
+    def work() -> None:
         dataset = Dataset.find(options.davis)
         for pair in options.pairs:
             a, plus, b = pair.partition("+")
@@ -74,10 +74,8 @@ def main(argv: list[str] | None = None) -> int:
                 raise InputError(f"'{pair}' is not a pair; write two sequences as A+B")
             dataset.sequences([a, b])
             print(f"{pair}: {compose(dataset, a, b, options.out)} frames")
-    except (EngineError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run(work)
 
 
 if __name__ == "__main__":

@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.commands import segment as job
 from engine.commands.options import SegmentOptions
+from engine.commands.segment import segment
 from engine.media.writer import VideoWriter
 
 RATE = 24.0
-
-
-class Borrowed:
-    """A Segmenter that is lent to a command: closing it leaves it open."""
-
-    def __init__(self, segmenter: Any) -> None:
-        self._segmenter = segmenter
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._segmenter, name)
-
-    def __enter__(self) -> Borrowed:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        pass
 
 
 def write_video(path: Path, frames: NDArray[np.uint8]) -> None:
@@ -49,16 +33,8 @@ def command_fps(segmenter: Any, video: str, mask: Path, frames: int) -> dict[str
     its steps, both as it tells them itself.
     """
     with tempfile.TemporaryDirectory() as folder:
-        options = SegmentOptions(
-            video,
-            Path(folder) / "out",
-            mask,
-            end=frames,
-            model=segmenter.model,
-            size=segmenter.size,
-            memory=segmenter.memory,
-        )
-        with mock.patch.object(job, "load_segmenter", lambda _: Borrowed(segmenter)):
-            job.segment(options, say=lambda _: None, warn=lambda _: None)
+        options = SegmentOptions(video, Path(folder) / "out", mask, end=frames)
+        lend = contextlib.nullcontext(segmenter)
+        segment(options, say=lambda _: None, warn=lambda _: None, load=lambda _: lend)
         told = json.loads((Path(folder) / "out" / "summary.json").read_text())
     return {"command_fps": told["fps_total"], "command_step_fps": told["fps"]}

@@ -22,7 +22,7 @@ import numpy as np
 
 from bench.common import RESULTS, cores, words
 from bench.report import read
-from engine.errors import EngineError, InputError, MissingExtraError
+from engine.errors import InputError, MissingExtraError, run
 from engine.geometry import STRIDE
 from engine.weights import MODELS, available, weights_path
 from kernels.cards import CARDS, Card
@@ -152,25 +152,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError
     except ValueError:
         p.error("--size must be HxW, multiples of 16; --objects from 1 on")
-    try:
-        unknown = sorted(set(options.models) - set(MODELS))
-        if unknown:
-            raise InputError(f"unknown model '{unknown[0]}'; choose among: {', '.join(MODELS)}")
-        cpu = measure_cpu(options.threads)
-        rates = f"{cpu.fp32 / 1e9:.1f} GFLOP/s, copies {cpu.bandwidth / 1e9:.1f} GB/s"
-        print(f"{cpu.name}: {rates}, both measured here; the rest is arithmetic\n")
-        from engine.cost.report import render
+    return run(lambda: _print_bounds(options, (height, width)))
 
-        for model in options.models:
-            found = analysis(model, (height, width), options.objects, cards=(cpu,))
-            print(f"# {model}, {height}x{width}, {options.objects} object(s)\n")
-            print(render(found))
-        if options.results.is_file():
-            print(*fractions(read(options.results), cpu), sep="\n")
-    except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+def _print_bounds(options: argparse.Namespace, size: tuple[int, int]) -> None:
+    from engine.cost.report import render
+
+    unknown = sorted(set(options.models) - set(MODELS))
+    if unknown:
+        raise InputError(f"unknown model '{unknown[0]}'; choose among: {', '.join(MODELS)}")
+    cpu = measure_cpu(options.threads)
+    rates = f"{cpu.fp32 / 1e9:.1f} GFLOP/s, copies {cpu.bandwidth / 1e9:.1f} GB/s"
+    print(f"{cpu.name}: {rates}, both measured here; the rest is arithmetic\n")
+    for model in options.models:
+        found = analysis(model, size, options.objects, cards=(cpu,))
+        print(f"# {model}, {size[0]}x{size[1]}, {options.objects} object(s)\n")
+        print(render(found))
+    if options.results.is_file():
+        print(*fractions(read(options.results), cpu), sep="\n")
 
 
 if __name__ == "__main__":

@@ -24,13 +24,12 @@ from bench.cases import BACKENDS, COMPILED, Case, expand, make_random_weights
 from bench.common import RESULTS, cores, numbers, words
 from bench.harness import CLIPS, Group, Plan, Row
 from bench.rivals import parse_rival
-from engine.errors import EngineError, InputError
+from engine import errors
+from engine.errors import InputError
 from engine.files import make_folder
 from engine.memory import POLICIES
 from engine.runtime import status
-from engine.weights import MODELS
-
-QUICK_MODEL = "mobilevos-mobilenetv2"
+from engine.weights import DEFAULT_MODEL, MODELS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -126,7 +125,7 @@ def make_cases(options: argparse.Namespace) -> list[Case]:
     backends = everything if options.full else [b for b in everything if b not in COMPILED]
     return list(
         expand(
-            options.models or ((QUICK_MODEL,) if options.quick else MODELS),
+            options.models or ((DEFAULT_MODEL,) if options.quick else MODELS),
             options.backends or backends,
             options.memory,
             options.objects or ((1, 3, 5) if options.full else (1,)),
@@ -155,21 +154,20 @@ def main(argv: list[str] | None = None) -> int:
     """Run the benchmark, or tell of its results, and return the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     options = build_parser().parse_args(arguments)
+    return errors.run(lambda: _do(options, arguments))
+
+
+def _do(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     out: Path = options.out
-    try:
-        if options.compare:
-            print(compare.table(*(report.read(path) for path in options.compare)))
-        elif options.published:
-            results = report.read(out / RESULTS) if (out / RESULTS).is_file() else None
-            print(published.table(results))
-        elif options.readme:
-            report.write_page(options.readme, report.read(out / RESULTS), out)
-        else:
-            run(options, out, arguments)
-    except (EngineError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if options.compare:
+        print(compare.table(*(report.read(path) for path in options.compare)))
+    elif options.published:
+        results = report.read(out / RESULTS) if (out / RESULTS).is_file() else None
+        print(published.table(results))
+    elif options.readme:
+        report.write_page(options.readme, report.read(out / RESULTS), out)
+    else:
+        run(options, out, arguments)
 
 
 def run(options: argparse.Namespace, out: Path, arguments: Sequence[str]) -> None:

@@ -16,7 +16,9 @@ from typing import Any
 
 from bench.cases import COMPILED, Case
 from bench.subjects import network_of
+from engine.runtime.ort import OrtBackend
 from engine.segmenter import Segmenter
+from engine.weights import graph_path
 
 STAGES = ("preprocess", "encode_query", "read_memory", "decode", "encode_value", "mask_head")
 OTHER = "other"  # what is left of the step: the host, and in PyTorch also aggregation
@@ -36,10 +38,7 @@ def measure(
             total = drive(segmenter, frames)
         how = "timers around PyTorch's stages"
     elif case.backend in ("cpu", "onnx-cuda"):
-        with profiled() as spent:
-            other = clone(case, segmenter, threads)
-            total = drive(other, frames + 1)[1:]
-            other.close()
+        spent, total = profile(case, segmenter, threads, drive, frames)
         how = "ONNX Runtime's profile"
     else:
         return {}, f"the backend {case.backend} cannot be looked into"
@@ -86,46 +85,22 @@ def synchronise(torch: Any) -> None:
         torch.cuda.synchronize()
 
 
-def clone(case: Case, segmenter: Segmenter, threads: int) -> Segmenter:
-    """The same Segmenter in the same state, its sessions profiled (inside `profiled`)."""
-    other = Segmenter.load(
-        case.model, case.backend, case.size, threads, Path(case.weights), case.memory
-    )
-    other.load_state_dict(segmenter.state_dict())
-    return other
+def profile(
+    case: Case, segmenter: Segmenter, threads: int, drive: Callable[[Any, int], list[float]], n: int
+) -> tuple[dict[str, float], list[float]]:
+    """Drive a copy of ``segmenter``, in the same state, ``n`` frames on with its graph profiled.
 
-
-@contextlib.contextmanager
-def profiled() -> Iterator[dict[str, float]]:
-    """Every ONNX Runtime session that is made inside is profiled; yields milliseconds a stage.
-
-    The sums are there when the block is left.
+    Returns milliseconds a stage, summed up, and the frames' times.
     """
-    import onnxruntime
-
-    spent: dict[str, float] = defaultdict(float)
-    original = onnxruntime.InferenceSession
-    sessions: list[tuple[Any, Any]] = []
-    folder = tempfile.TemporaryDirectory()
-
-    def make(path: Any, options: Any = None, *args: Any, **more: Any) -> Any:
-        options = options or onnxruntime.SessionOptions()
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder.name) / "profile")
-        session = original(path, options, *args, **more)
-        sessions.append((session, path))
-        return session
-
-    onnxruntime.InferenceSession = make
-    try:
-        yield spent
-    finally:
-        onnxruntime.InferenceSession = original
-        for session, path in sessions:
-            events = json.loads(Path(session.end_profiling()).read_text())
-            for stage, ms in stage_times(events, stage_of_nodes(path)).items():
-                spent[stage] += ms
-        folder.cleanup()
+    graph = graph_path(case.model, Path(case.weights))
+    with tempfile.TemporaryDirectory() as folder:
+        backend = OrtBackend(graph, threads, case.backend, profile=Path(folder))
+        other = Segmenter(backend, case.model, segmenter.model_hash, case.size, case.memory)
+        other.load_state_dict(segmenter.state_dict())
+        total = drive(other, n + 1)[1:]
+        events = json.loads(backend.end_profile().read_text())
+        other.close()
+    return stage_times(events, stage_of_nodes(graph)), total
 
 
 def stage_of_nodes(graph: Any) -> dict[str, str]:

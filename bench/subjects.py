@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bench.cases import COMPILED, RIVAL, Case
 from engine.memory import EVERY, NONE, RECENT
+from engine.options import LoadOptions
 from engine.segmenter import Segmenter
 
 U8 = NDArray[np.uint8]
@@ -33,13 +34,16 @@ def load(case: Case, threads: int) -> Subject:
 
         rival: Subject = open_rival(Path(case.checkout), case.checkpoint, threads)
         return rival
-    backend = "reference" if case.backend in COMPILED else case.backend
-    segmenter = Segmenter.load(
-        case.model, backend, case.size, threads, Path(case.weights), case.memory
-    )
+    segmenter = Segmenter.load(load_options(case, threads))
     if case.backend in COMPILED:
         compile_stages(network_of(segmenter), case.backend)
     return segmenter
+
+
+def load_options(case: Case, threads: int) -> LoadOptions:
+    """How the case's `Segmenter` is loaded."""
+    backend = "reference" if case.backend in COMPILED else case.backend
+    return LoadOptions(case.model, backend, case.size, threads, case.weights, case.memory)
 
 
 def network_of(segmenter: Any) -> Any:

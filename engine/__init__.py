@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from engine.media.overlay import overlay
     from engine.media.source import Frame, Source
     from engine.media.writer import VideoWriter
+    from engine.options import LoadOptions
     from engine.segmenter import Segmenter, Stats
     from engine.threads import prefetch
 
@@ -33,6 +34,7 @@ __all__ = [
     "EngineError",
     "Frame",
     "InputError",
+    "LoadOptions",
     "MissingExtraError",
     "ModelError",
     "OutputError",
@@ -50,6 +52,7 @@ __all__ = [
 ]
 _HOMES = {
     "Frame": "engine.media.source",
+    "LoadOptions": "engine.options",
     "Segmenter": "engine.segmenter",
     "Source": "engine.media.source",
     "Stats": "engine.segmenter",

@@ -3,41 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import os
+import dataclasses
 import sys
-import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from engine import __version__
-from engine.bundle import DEFAULT_FOLDER as BUNDLES
-from engine.errors import EngineError
+from engine.errors import run
+from engine.memory import POLICIES
+from engine.options import LoadOptions
 from engine.weights import FOLDER
 
-DEFAULT_MODEL = "mobilevos-mobilenetv2"
-DEFAULT_SIZE = 480
 DEFAULT_OUT = Path("mobilevos-out")
 DEMO_OUT = Path("mobilevos-demo")
+
+T = TypeVar("T")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 2 for errors of use, 3 for a truncated video."""
     options = build_parser().parse_args(arguments)
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            options.run(options)
-        sys.stdout.flush()
-    except EngineError as error:
-        _warn(f"{error.severity}: {' '.join(str(error).split())}")
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # The reader of our output has left; at exit Python would flush once more and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return 0
+    return run(lambda: options.run(options))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,23 +44,30 @@ def build_parser() -> argparse.ArgumentParser:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """The options of every command that runs a model."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default=DEFAULT_MODEL, help="default: %(default)s")
+    default = LoadOptions()
+    group.add_argument("--model", default=default.model, help="default: %(default)s")
     group.add_argument(
         "--size",
         type=_positive,
-        default=DEFAULT_SIZE,
+        default=default.size,
         help="short side at which the network sees the frames (default: %(default)s)",
     )
-    group.add_argument("--backend", default="auto", help="default: %(default)s, the best there is")
+    group.add_argument(
+        "--backend", default=default.backend, help="default: %(default)s, the best there is"
+    )
     group.add_argument("--threads", type=_positive, help="CPU threads (default: all cores)")
     group.add_argument(
-        "--weights", type=Path, metavar="DIR", help="another folder to take the model from"
+        "--weights",
+        type=Path,
+        metavar="DIR",
+        default=default.weights,
+        help="another folder to take the model from",
     )
     group.add_argument(
         "--bundles",
         type=Path,
         metavar="DIR",
-        default=BUNDLES,
+        default=default.bundles,
         help="where python -m engine.build wrote what the GPU runs (default: %(default)s)",
     )
     group.add_argument(
@@ -82,8 +75,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--memory",
-        choices=("finite", "infinite"),
-        default="finite",
+        choices=POLICIES,
+        default=default.memory,
         help="finite: remember the first and the most recent frame (default); infinite: every "
         "fifth frame too, slower and larger with every frame",
     )
@@ -102,7 +95,7 @@ def _add_segment(commands: Any) -> None:
         "(palette PNG, named by frame), OUT/overlay.mp4 and OUT/summary.json.",
     )
     parser.add_argument(
-        "input",
+        "source",
         metavar="INPUT",
         help="a video file, a folder of images, a camera's number, or a stream's URL",
     )
@@ -215,56 +208,28 @@ def _add_range_and_output(parser: argparse.ArgumentParser, out: Path) -> None:
 
 
 def _segment(options: argparse.Namespace) -> None:
+    from engine.commands.options import SegmentOptions
     from engine.commands.segment import segment
 
-    segment(
-        _job_options(
-            options,
-            source=options.input,
-            mask=options.mask,
-            box=options.box,
-            resize_mask=options.resize_mask,
-            start=options.start,
-            overwrite=options.overwrite,
-        ),
-        print,
-        _warn,
-    )
+    segment(_fill(SegmentOptions, options, load=_fill(LoadOptions, options)), print, _warn)
 
 
 def _demo(options: argparse.Namespace) -> None:
+    from engine.commands.options import SegmentOptions
     from engine.commands.segment import segment
     from engine.data import demo
 
-    own = options.out == DEMO_OUT and not options.resume
-    segment(
-        _job_options(
-            options,
-            source=str(demo.CLIP),
-            mask=demo.MASK,
-            overwrite=options.overwrite or own,
-            credit=demo.CREDIT,
-        ),
-        print,
-        _warn,
-    )
+    options.overwrite |= options.out == DEMO_OUT and not options.resume
+    told = {"source": str(demo.CLIP), "mask": demo.MASK, "credit": demo.CREDIT}
+    load = _fill(LoadOptions, options)
+    segment(_fill(SegmentOptions, options, load=load, **told), print, _warn)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from engine.commands.evaluate import evaluate
     from engine.segmenter import Segmenter
 
-    with Segmenter.load(
-        options.model,
-        options.backend,
-        options.size,
-        options.threads,
-        options.weights or FOLDER,
-        options.memory,
-        options.tta,
-        bundles=options.bundles,
-        expect_sha256=options.expect_sha256,
-    ) as segmenter:
+    with Segmenter.load(_fill(LoadOptions, options)) as segmenter:
         evaluate(segmenter, options.davis, options.sequences, options.out)
 
 
@@ -281,34 +246,14 @@ def _info(options: argparse.Namespace) -> None:
         print(line)
 
 
-def _job_options(options: argparse.Namespace, **more: Any) -> Any:
-    from engine.commands.options import SegmentOptions
-
-    shared = [
-        "end",
-        "every",
-        "out",
-        "overlay",
-        "resume",
-        "model",
-        "size",
-        "backend",
-        "threads",
-        "weights",
-        "memory",
-        "tta",
-        "bundles",
-        "expect_sha256",
-    ]
-    return SegmentOptions(**{name: getattr(options, name) for name in shared}, **more)
+def _fill(kind: type[T], options: argparse.Namespace, **more: Any) -> T:
+    """An instance of a dataclass with those of its fields that were parsed, and with ``more``."""
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return kind(**{k: v for k, v in vars(options).items() if k in names}, **more)
 
 
 def _warn(line: str) -> None:
     print(line, file=sys.stderr)
-
-
-def _show_warning(message: Warning | str, *where: Any, **more: Any) -> None:
-    _warn(f"warning: {' '.join(str(message).split())}")
 
 
 def _index(text: str) -> int:

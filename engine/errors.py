@@ -1,9 +1,16 @@
 """The errors that a user can meet. Each message says what happened, why, and what to do.
 
-The command line prints ``severity`` and the message on one line and exits with ``exit_code``.
+`run` prints ``severity`` and the message on one line and returns ``exit_code``: every command's way
+from an exception to an exit code.
 """
 
 from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
 
 
 class EngineError(Exception):
@@ -53,5 +60,45 @@ class MissingExtraError(BackendError):
     def __init__(self, what: str, package: str, extra: str) -> None:
         super().__init__(
             f"{what} needs the package '{package}', which is not installed; "
-            f"run: pip install 'mobilevos-engine[{extra}]'"
+            f"run: {pip_install(extra)}"
         )
+
+
+def pip_install(extra: str) -> str:
+    """The command that installs an extra, to be run in the folder of this repository."""
+    return f"pip install '.[{extra}]'"
+
+
+def one_line(text: object) -> str:
+    """The text with every run of white space as one space."""
+    return " ".join(str(text).split())
+
+
+def run(command: Callable[[], object]) -> int:
+    """Run a command and return its exit code: 0, or what the exception that ended it says.
+
+    2 for errors of use and of the operating system, 3 for a truncated video, 130 for Ctrl-C.
+    Errors and warnings become one line each on stderr; a bug keeps its traceback.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            command()
+        sys.stdout.flush()
+    except EngineError as error:
+        print(f"{error.severity}: {one_line(error)}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output has left; at exit Python would flush once more and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _show_warning(message: Warning | str, *where: Any, **more: Any) -> None:
+    print(f"warning: {one_line(message)}", file=sys.stderr)

@@ -10,13 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine import runtime
-from engine.bundle import DEFAULT_FOLDER
 from engine.confidence import LostWatch
 from engine.errors import EngineError, InputError, StateError
 from engine.geometry import (
@@ -27,10 +26,11 @@ from engine.geometry import (
 )
 from engine.intake import Frame, Mask, check_mask, check_output, shape_text, take_frame
 from engine.memory import Memory, check_policy
+from engine.options import LoadOptions
 from engine.runtime.base import Backend, GpuBackend, StepInput
 from engine.runtime.flip import FlipBackend
 from engine.threads import prefetch
-from engine.weights import FOLDER, file_hash, find
+from engine.weights import file_hash, find
 
 TIMED = 4096  # the most recent steps that percentiles are taken from
 MAX_OBJECTS = 255
@@ -61,10 +61,10 @@ class Segmenter:
         backend: Backend,
         model: str,
         model_hash: str,
-        size: int = 480,
-        memory: str = "finite",
-        tta: bool = False,
-        output: str = "numpy",
+        size: int = LoadOptions.size,
+        memory: str = LoadOptions.memory,
+        tta: bool = LoadOptions.tta,
+        output: str = LoadOptions.output,
     ) -> None:
         self._backend, self.tta = backend, tta
         self.output = check_output(output, backend)
@@ -77,51 +77,32 @@ class Segmenter:
     @classmethod
     def load(
         cls,
-        model: str = "mobilevos-mobilenetv2",
-        backend: str = "auto",
-        size: int = 480,
-        threads: int | None = None,
-        weights: Path | str = FOLDER,
-        memory: str = "finite",
-        tta: bool = False,
-        output: str = "numpy",
-        bundles: Path | str = DEFAULT_FOLDER,
-        expect_sha256: str | None = None,
+        model: str | LoadOptions = LoadOptions.model,
+        backend: str = LoadOptions.backend,
+        **more: Any,
     ) -> Segmenter:
         """Load a model into a backend.
 
-        Parameters
-        ----------
-        model: one of ``python -m engine info``.
-        backend: ``auto`` or one of ``python -m engine info``.
-        size: short side in pixels at which the network works; larger frames are shrunk to it and
-            their masks enlarged again, smaller ones are left alone.
-        threads: CPU threads; None means one a core.
-        weights: another folder to take the model's files from.
-        memory: ``finite``, the frame where an object was given and the most recent one; or
-            ``infinite``, also every fifth frame: slower and larger with every frame.
-        tta: average with what the network makes of the mirrored frames: twice the time.
-        output: ``numpy``, or on a GPU backend ``dlpack``: masks stay on the GPU, as arrays for
-            DLPack and ``__cuda_array_interface__``, complete when they are returned.
-        bundles: the folder of the bundles that ``python -m engine.build`` wrote.
-        expect_sha256: of the manifest of the only bundle that may be loaded.
+        ``more`` are the other fields of `LoadOptions`, such as ``size=480``; or give all of them as
+        one `LoadOptions` in the place of ``model``. An unknown name is a TypeError.
 
         Raises
         ------
-        ModelError, BackendError, MissingExtraError, InputError (for ``size``, ``threads`` or
-        ``memory``).
+        ModelError, BackendError, MissingExtraError; InputError as `LoadOptions` does.
         """
-        if size < 16:
-            raise InputError(f"size is {size}, but the network needs at least 16 pixels")
-        if threads is not None and threads < 1:
-            raise InputError(f"threads is {threads}; give 1 or more, or leave it out")
-        check_policy(memory)
-        options = backend, model, Path(weights), threads or 0, Path(bundles), expect_sha256
-        loaded = runtime.create(*options)
-        if tta:
-            loaded = FlipBackend(loaded, runtime.create(*options))
-        sha256 = file_hash(find(model, Path(weights))[0])
-        return cls(loaded, model, sha256, size, memory, tta, output)
+        options = model if isinstance(model, LoadOptions) else LoadOptions(model, backend, **more)
+        loaded = runtime.create(options)
+        if options.tta:
+            loaded = FlipBackend(loaded, runtime.create(options))
+        return cls(
+            loaded,
+            options.model,
+            file_hash(find(options.model, Path(options.weights))[0]),
+            options.size,
+            options.memory,
+            options.tta,
+            options.output,
+        )
 
     def start(self, frame: Frame, mask: Mask) -> Mask:
         """Begin a video with its first frame [H, W, 3] and the mask [H, W] of its objects.

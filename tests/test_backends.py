@@ -8,6 +8,7 @@ import torch
 
 from engine import Segmenter
 from engine.geometry import masks_to_network, plan
+from engine.options import LoadOptions
 from engine.runtime import create
 from engine.runtime.base import StepInput
 from engine.runtime.ort import OrtBackend
@@ -20,14 +21,14 @@ BACKENDS = ("cpu",)  # each is held to `reference`
 
 @pytest.fixture(params=BACKENDS)
 def backend(request):
-    made = create(request.param, MODEL)
+    made = create(LoadOptions(MODEL, request.param))
     yield made
     made.close()
 
 
 @pytest.fixture
 def reference():
-    made = create("reference", MODEL)
+    made = create(LoadOptions(MODEL, "reference"))
     yield made
     made.close()
 
@@ -85,8 +86,8 @@ def test_logits_stage_by_stage_over_a_real_clip(clip):
     """The memory is the reference's in every frame; logits agree to 1e-3, in fp32."""
     frames, mask = clip
     geometry = plan(*mask.shape, 480)
-    reference = create("reference", MODEL)
-    cpu = create("cpu", MODEL)
+    reference = create(LoadOptions(MODEL, "reference"))
+    cpu = create(LoadOptions(MODEL, "cpu"))
     assert isinstance(cpu, OrtBackend)
     loop = Loop(reference, MODEL, "")
     loop.start(frames[0], mask)

@@ -16,14 +16,15 @@ import pytest
 from media import SIZE, FakeSegmenter, make_mask, make_video, picture
 from PIL import Image
 
-import engine.commands.segment
+import engine.commands.results
 from engine.cli import main
 from engine.media.open import open_source
+from engine.segmenter import Segmenter
 
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch):
-    monkeypatch.setattr(engine.commands.segment, "load_segmenter", lambda options: FakeSegmenter())
+    monkeypatch.setattr(Segmenter, "load", lambda options: FakeSegmenter())
 
 
 @pytest.fixture
@@ -349,8 +350,9 @@ import os, signal, sys, time
 from pathlib import Path
 import numpy as np
 sys.path.insert(0, {tests!r})
-import engine.commands.segment, engine.commands.loop, media
+import engine.commands.loop, media
 from engine.cli import main
+from engine.segmenter import Segmenter
 
 engine.commands.loop.RESUME_SECONDS = 0.0
 folder, how = Path(sys.argv[1]), sys.argv[2]
@@ -375,9 +377,9 @@ def killed_in_replace(self, target):
     return replace(self, target)
 
 if how == "computing":
-    engine.commands.segment.load_segmenter = lambda options: Killed()
+    Segmenter.load = lambda options: Killed()
 else:
-    engine.commands.segment.load_segmenter = lambda options: media.FakeSegmenter()
+    Segmenter.load = lambda options: media.FakeSegmenter()
     Path.replace = killed_in_replace
 main(["segment", str(folder / "v.mp4"), "--mask", str(folder / "m.png"),
       "--out", str(folder / "out")])

@@ -23,6 +23,7 @@ from engine.errors import MissingExtraError
 from engine.media.masks import read_mask
 from engine.media.open import open_source
 from engine.media.source import Frame
+from engine.segmenter import Segmenter
 from engine.threads import Prefetcher
 
 
@@ -35,7 +36,7 @@ def made(tmp_path, monkeypatch):
         made.append(FakeSegmenter())
         return made[-1]
 
-    monkeypatch.setattr(engine.commands.segment, "load_segmenter", load)
+    monkeypatch.setattr(Segmenter, "load", load)
     return made
 
 
@@ -69,7 +70,7 @@ def test_a_warning_is_one_line(command, monkeypatch, capsys):
         warnings.warn("slower,\nsince it is so", RuntimeWarning, stacklevel=2)
         return FakeSegmenter()
 
-    monkeypatch.setattr(engine.commands.segment, "load_segmenter", load)
+    monkeypatch.setattr(Segmenter, "load", load)
     assert main(command) == 0
     assert "warning: slower, since it is so" in capsys.readouterr().err.splitlines()
 
@@ -135,7 +136,7 @@ def test_a_backend_that_cannot_run_costs_no_earlier_results(command, tmp_path, m
     def fail(options):
         raise MissingExtraError("backend 'reference'", "torch", "reference")
 
-    monkeypatch.setattr(engine.commands.segment, "load_segmenter", fail)
+    monkeypatch.setattr(Segmenter, "load", fail)
     assert main([*command, "--overwrite"]) == 2
     assert before and masks(tmp_path / "out") == before
     assert (tmp_path / "out" / "overlay.mp4").exists()
@@ -268,7 +269,7 @@ def test_box_reaching_out_of_the_frame_is_cut():
 
 def test_box_without_opencv(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(MissingExtraError, match=r"mobilevos-engine\[prompt\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[prompt\]'"):
         mask_from_box(picture(0), (1, 1, 5, 5))
 
 

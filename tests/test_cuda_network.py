@@ -19,6 +19,7 @@ from engine.commands.validate import validate
 from engine.data.clips import demo_clip
 from engine.media.masks import resize_ids
 from engine.model import load
+from engine.options import LoadOptions
 from engine.segmenter import Segmenter
 from engine.weights import FOLDER, find
 
@@ -38,7 +39,7 @@ def fp32(folder: Path) -> list[Any]:
 
 @pytest.fixture
 def reference() -> Iterator[Segmenter]:
-    with Segmenter(runtime.create("reference", MODEL), MODEL, "h") as seg:
+    with Segmenter(runtime.create(LoadOptions(MODEL, "reference")), MODEL, "h") as seg:
         yield seg
 
 

@@ -16,6 +16,7 @@ from engine.commands.evaluate import evaluate
 from engine.data.davis import load_truth
 from engine.errors import InputError, MissingExtraError
 from engine.media.masks import load_ids, write_mask
+from engine.options import LoadOptions
 
 SIZE = (60, 90)
 FRAMES = 6
@@ -188,8 +189,8 @@ def command(monkeypatch):
     """Run ``evaluate`` with perfect answers in place of the network."""
     loaded = []
 
-    def load(*args, **options):
-        loaded.append(args)
+    def load(options):
+        loaded.append(options)
         return Answers(truth)
 
     monkeypatch.setattr(engine.segmenter.Segmenter, "load", load)
@@ -203,8 +204,7 @@ def test_the_command(tmp_path, command, capsys):
     options = ["--sequences", "bee", "--model", "m", "--size", 240, "--backend", "cpu"]
     options += ["--memory", "infinite", "--tta"]
     assert command(root, *options, "--out", tmp_path / "out", "--threads", 2) == 0
-    assert command.loaded[0][:4] == ("m", "cpu", 240, 2)
-    assert command.loaded[0][5:] == ("infinite", True)
+    assert command.loaded[0] == LoadOptions("m", "cpu", 240, 2, memory="infinite", tta=True)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["sequence", "bee", "bee", "mean"]
     assert (tmp_path / "out" / "scores.json").is_file()
@@ -290,6 +290,6 @@ def test_without_the_extra(tmp_path, command, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "vos_benchmark", None)  # its import fails
     assert command(root) == 2
     error = capsys.readouterr().err.replace("\r", "\n").splitlines()[-1]
-    assert "pip install 'mobilevos-engine[eval]'" in error and "vos_benchmark" in error
+    assert "pip install '.[eval]'" in error and "vos_benchmark" in error
     with pytest.raises(MissingExtraError):
         evaluate(Answers(truth), root)

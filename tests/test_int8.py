@@ -120,10 +120,10 @@ def test_a_graph_of_other_weights_is_refused(made, tmp_path):
     weights, graph = find(MODEL)
     for path in (weights, graph):
         shutil.copy(path, tmp_path)
-    with pytest.raises(ModelError, match=r"no int8 graph.*engine\.quantize"):
+    with pytest.raises(ModelError, match=r"no int8 graph.*engine\.export\.quantize"):
         Segmenter.load(MODEL, "cpu-int8", weights=tmp_path)
     shutil.copy(made, tmp_path)
     with (tmp_path / weights.name).open("ab") as file:
         file.write(b"\0")
-    with pytest.raises(ModelError, match=r"other weights.*engine\.quantize"):
+    with pytest.raises(ModelError, match=r"other weights.*engine\.export\.quantize"):
         Segmenter.load(MODEL, "cpu-int8", weights=tmp_path)

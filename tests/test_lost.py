@@ -8,6 +8,7 @@ import pytest
 from engine import Segmenter
 from engine.confidence import LostWatch
 from engine.geometry import pad_planes, plan
+from engine.options import LoadOptions
 from engine.runtime import create
 from engine.runtime.flip import FlipBackend
 
@@ -162,7 +163,7 @@ def test_one_lost_object_leaves_the_other_alone():
 
 @pytest.fixture
 def ensemble():
-    made = FlipBackend(*(create("cpu", MODEL, threads=2) for _ in range(2)))
+    made = FlipBackend(*(create(LoadOptions(MODEL, "cpu", threads=2)) for _ in range(2)))
     yield made
     made.close()
 

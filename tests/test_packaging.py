@@ -126,7 +126,7 @@ except MissingExtraError as error:
     )  # fmt: skip
     assert run.returncode == 2
     (line,) = run.stderr.splitlines()
-    assert line.endswith(f"run: pip install 'mobilevos-engine[{extra}]'")
+    assert line.endswith(f"run: pip install '.[{extra}]'")
 
 
 def closure(requirements: list[str]) -> set[str]:
@@ -165,7 +165,8 @@ def test_extras_that_messages_name_exist():
     named = set()
     for path in [*ROOT.glob("engine/**/*.py"), *ROOT.glob("kernels/**/*.py"), ROOT / "README.md"]:
         text = path.read_text()
-        named |= set(re.findall(r"mobilevos-engine\[([a-z,]+)\]", text))
+        named |= set(re.findall(r"\.\[([a-z,]+)\]", text))
+        named |= set(re.findall(r"pip_install\(['\"](\w+)", text))
         named |= set(re.findall(r"MissingExtraError\(.*?\"(\w+)\"\)", text))
     named = {extra for group in named for extra in group.split(",")}
     assert {"reference", "train", "eval", "prompt"} <= named <= extras

@@ -139,7 +139,7 @@ def test_the_default_runtime(monkeypatch, installed, gpu, chosen):
 def test_a_missing_runtime_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for name in (None, *targets.MODULES):
-        with pytest.raises(MissingExtraError, match=r"mobilevos-engine\[gpu\]"):
+        with pytest.raises(MissingExtraError, match=r"pip install '\.\[gpu\]'"):
             targets.choose_runtime(name)
     with pytest.raises(InputError, match="unknown runtime"):
         targets.choose_runtime("cudnn")

@@ -11,7 +11,6 @@ import importlib.metadata
 import importlib.util
 import json
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from engine.build import trt
 from engine.build.options import Options, parse
 from engine.build.targets import TURING, choose_runtime, choose_targets, engine_groups
 from engine.build.targets import load as load_tensorrt
-from engine.errors import BackendError, EngineError, MissingExtraError, ModelError
+from engine.errors import BackendError, MissingExtraError, ModelError, run
 from engine.files import write_atomic
 from engine.weights import available, find
 
@@ -338,14 +337,4 @@ def _timed(what: str, seconds: dict[str, float], say: Say) -> Iterator[None]:
 def main(argv: list[str] | None = None) -> int:
     """Build or report; returns the exit code."""
     options, report_only = parse(argv)
-    try:
-        if report_only:
-            report(options)
-        else:
-            build(options)
-    except (EngineError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run(lambda: report(options) if report_only else build(options))

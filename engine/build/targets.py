@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from engine.errors import BackendError, EngineError, InputError, MissingExtraError
+from engine.errors import BackendError, EngineError, InputError, MissingExtraError, one_line
 from engine.runtime.gpu.driver import Device
 from engine.runtime.gpu.tensorrt import MODULES
 
@@ -116,8 +116,3 @@ def engine_groups(targets: Sequence[str]) -> list[tuple[str, ...]]:
     """
     groups = [tuple(t for t in targets if t != TURING), tuple(t for t in targets if t == TURING)]
     return [g for g in groups if g]
-
-
-def one_line(text: object) -> str:
-    """The text with every run of white space as one space."""
-    return " ".join(str(text).split())

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.build.targets import load, one_line
-from engine.errors import BackendError, EngineError
+from engine.build.targets import load
+from engine.errors import BackendError, one_line, run
 from engine.files import make_folder, write_atomic
 
 _MEMORY = {
@@ -72,7 +72,7 @@ def build_engine(
         (Path(folder) / "request.json").write_text(json.dumps(request))
         paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
         # The child's memory must not depend on where the files lie: it works in their folder.
-        run = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "engine.build.trt"],
             cwd=folder,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "0"},
@@ -80,8 +80,9 @@ def build_engine(
             text=True,
             check=False,
         )
-        if run.returncode != 0:
-            lines = run.stderr.strip().splitlines() or [f"it ended with code {run.returncode}"]
+        if process.returncode != 0:
+            code = f"it ended with code {process.returncode}"
+            lines = process.stderr.strip().splitlines() or [code]
             raise BackendError(
                 f"{runtime} cannot build for {', '.join(targets)}: "
                 + lines[-1].removeprefix("error: ")
@@ -167,22 +168,21 @@ def _make_log(trt: Any) -> Any:
 def main(argv: list[str] | None = None) -> int:
     """What a build's process runs: ``request.json`` and ``graph.onnx`` → ``engine``."""
     argparse.ArgumentParser(prog="python -m engine.build.trt", description=__doc__).parse_args(argv)
+    return run(_build_here)
+
+
+def _build_here() -> None:
     request = json.loads(Path("request.json").read_text())
     cache = request["timing_cache"]
-    try:
-        trt = load(request["runtime"])
-        plan = build_plan(
-            trt,
-            request["runtime"],
-            Path("graph.onnx").read_bytes(),
-            request["targets"],
-            request["precision"],
-            request["profile"],
-            Path(cache) if cache else None,
-        )
-    except EngineError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return error.exit_code
+    plan = build_plan(
+        load(request["runtime"]),
+        request["runtime"],
+        Path("graph.onnx").read_bytes(),
+        request["targets"],
+        request["precision"],
+        request["profile"],
+        Path(cache) if cache else None,
+    )
     Path("engine").write_bytes(plan.data)
     told = {
         "activation_bytes": plan.activation_bytes,
@@ -190,7 +190,6 @@ def main(argv: list[str] | None = None) -> int:
         "seconds": plan.seconds,
     }
     Path("told.json").write_text(json.dumps(told))
-    return 0
 
 
 if __name__ == "__main__":

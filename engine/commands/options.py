@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.bundle import DEFAULT_FOLDER
 from engine.commands.prompt import Box
+from engine.options import LoadOptions
+from engine.weights import FOLDER
 
 
 @dataclass(frozen=True)
@@ -25,22 +26,15 @@ class SegmentOptions:
     resume: bool = False
     overwrite: bool = False
     overlay: bool = True
-    model: str = "mobilevos-mobilenetv2"
-    size: int = 480
-    backend: str = "auto"
-    threads: int | None = None
-    weights: Path | None = None
-    memory: str = "finite"
-    tta: bool = False
-    bundles: Path = DEFAULT_FOLDER
-    expect_sha256: str | None = None
+    load: LoadOptions = field(default_factory=LoadOptions)
     credit: str | None = None
 
     def told(self) -> dict[str, Any]:
         """The options that decide the results, as JSON values."""
-        skipped = ("resume", "overwrite", "credit")
-        values = {k: v for k, v in asdict(self).items() if k not in skipped}
-        for name in ("out", "mask", "weights", "bundles"):
-            values[name] = None if values[name] is None else str(values[name])
-        values["box"] = None if self.box is None else list(self.box)
-        return values
+        values = {**asdict(self), **asdict(self.load)}
+        values["box"] = self.box and list(self.box)
+        for name in ("resume", "overwrite", "credit", "load", "output"):
+            del values[name]
+        if self.load.weights == FOLDER:
+            values["weights"] = None  # where the package lies says nothing
+        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -17,31 +18,22 @@ from engine.errors import InputError
 from engine.media.masks import read_mask
 from engine.media.open import open_source
 from engine.media.source import Frame
+from engine.options import LoadOptions
+from engine.segmenter import Segmenter
 from engine.threads import prefetch
-from engine.weights import FOLDER
 
 Say = Callable[[str], None]
 
 
-def load_segmenter(options: SegmentOptions) -> Any:
-    """The `Segmenter` of the options."""
-    from engine.segmenter import Segmenter
-
-    return Segmenter.load(
-        options.model,
-        options.backend,
-        options.size,
-        options.threads,
-        options.weights or FOLDER,
-        options.memory,
-        options.tta,
-        bundles=options.bundles,
-        expect_sha256=options.expect_sha256,
-    )
-
-
-def segment(options: SegmentOptions, say: Say, warn: Say) -> None:
+def segment(
+    options: SegmentOptions,
+    say: Say,
+    warn: Say,
+    load: Callable[[LoadOptions], AbstractContextManager[Any]] | None = None,
+) -> None:
     """Do the job. say: takes lines of results; warn: lines of notes and warnings.
+
+    load: makes the segmenter, if not `Segmenter.load`.
 
     Raises an EngineError, or KeyboardInterrupt on Ctrl-C, after what was done is safe on disk.
     """
@@ -56,7 +48,7 @@ def segment(options: SegmentOptions, say: Say, warn: Say) -> None:
         with prefetch(wanted, drop_oldest=source.live) as frames:
             first = next(frames)
             mask = _first_mask(options, first, warn)
-            with load_segmenter(options) as segmenter:
+            with (load or Segmenter.load)(options.load) as segmenter:
                 # Only now: what cannot run must not cost the results of an earlier run.
                 results.prepare(clear=options.overwrite and not resuming)
                 run = Run(options, results, source, frames, segmenter, mask, say, warn)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,11 +22,11 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
 from engine.data.davis import Dataset, load_truth
-from engine.errors import EngineError
+from engine.errors import run
 from engine.files import make_folder, write_atomic
 from engine.runtime.ort import WEIGHTS_HASH, OrtBackend
 from engine.segmenter import Segmenter
-from engine.weights import FOLDER, MODELS, file_hash, find, int8_path
+from engine.weights import DEFAULT_MODEL, FOLDER, MODELS, file_hash, find, int8_path
 
 Inputs = dict[str, NDArray[Any]]
 
@@ -76,7 +75,7 @@ class Steps(CalibrationDataReader):  # type: ignore[misc]
         return next(self._steps, None)
 
 
-def memory_read(model: onnx.ModelProto) -> list[str]:
+def affinity_nodes(model: onnx.ModelProto) -> list[str]:
     """Names of the nodes that take a matrix product: the affinities, which stay in fp32."""
     products = {n.output[0] for n in model.graph.node if n.op_type == "MatMul"}
     return [n.name for n in model.graph.node if products & set(n.input)]
@@ -99,7 +98,7 @@ def quantize(model: str, folder: Path, steps: Sequence[Inputs]) -> bytes:
             quantized,
             Steps(steps),
             op_types_to_quantize=OPERATORS,
-            nodes_to_exclude=memory_read(onnx.load(folded)),
+            nodes_to_exclude=affinity_nodes(onnx.load(folded)),
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
@@ -121,20 +120,19 @@ def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m engine.export.quantize", description=__doc__)
     p.add_argument("--davis", type=Path, required=True, help="data to calibrate on: DAVIS layout")
     p.add_argument("--without", nargs="*", default=[], metavar="SEQUENCE", help="leave these out")
-    p.add_argument("--model", default="mobilevos-mobilenetv2", choices=MODELS)
+    p.add_argument("--model", default=DEFAULT_MODEL, choices=MODELS)
     p.add_argument("--weights", type=Path, default=FOLDER, help="folder of the model's files")
     p.add_argument("--out", type=Path, help="another folder to write to")
     args = p.parse_args(argv)
     path = int8_path(args.model, args.out or args.weights)
-    try:
+
+    def work() -> None:
         make_folder(path.parent)
         steps = record(args.model, args.weights, args.davis, args.without)
         write_atomic(path, quantize(args.model, args.weights, steps))
-    except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{path}  {path.stat().st_size / 1e6:.1f} MB, sequences calibrated on: {len(steps)}")
-    return 0
+        print(f"{path}  {path.stat().st_size / 1e6:.1f} MB, sequences calibrated on: {len(steps)}")
+
+    return run(work)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import Dim
 
-from engine.errors import EngineError, ModelError
+from engine.errors import ModelError, run
 from engine.export.exporter import IR_VERSION, OPSET, PRODUCER, export_onnx
 from engine.model import CONFIGS, MobileVOS, aggregate, create, fuse, scores, upsample_logits
-from engine.weights import graph_path, weights_path
+from engine.weights import DEFAULT_MODEL, graph_path, weights_path
 
 PREPROCESS = """
 <ir_version: 10, opset_import: ["" : 18]>
@@ -225,14 +224,13 @@ def main(argv: list[str] | None = None) -> int:
     """Export the EMA weights of a training checkpoint."""
     p = argparse.ArgumentParser(prog="python -m engine.export", description=__doc__)
     p.add_argument("checkpoint", type=Path, help="checkpoint.pt of python -m engine.train")
-    p.add_argument("--model", default="mobilevos-mobilenetv2", choices=CONFIGS)
+    p.add_argument("--model", default=DEFAULT_MODEL, choices=CONFIGS)
     p.add_argument("--out", type=Path, default=Path("build/weights"))
     args = p.parse_args(argv)
-    try:
+
+    def work() -> None:
         export(load_average(args.model, args.checkpoint), args.model, args.out)
-    except (EngineError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    for path in (weights_path(args.model, args.out), graph_path(args.model, args.out)):
-        print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
-    return 0
+        for path in (weights_path(args.model, args.out), graph_path(args.model, args.out)):
+            print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+
+    return run(work)

@@ -6,10 +6,11 @@ import importlib.util
 from pathlib import Path
 
 from engine.bundle import DEFAULT_FOLDER
-from engine.errors import BackendError, EngineError, MissingExtraError, ModelError
+from engine.errors import BackendError, EngineError, MissingExtraError, ModelError, pip_install
+from engine.options import LoadOptions
 from engine.runtime.base import Backend
 from engine.runtime.vnni import why_no_int8
-from engine.weights import FOLDER, file_hash, find, int8_path
+from engine.weights import file_hash, find, int8_path
 
 #: In the order in which ``auto`` prefers them; it never takes ``reference``.
 GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "onnx-cuda")
@@ -31,8 +32,8 @@ def _why_not(backend: str, model: str | None, bundles: Path) -> str:
         return why_no_int8()
     if backend == "reference":
         missing = [p for p in ("torch", "safetensors") if importlib.util.find_spec(p) is None]
-        hint = "run: pip install 'mobilevos-engine[reference]'"
-        return f"{' and '.join(missing)} not installed; {hint}" if missing else ""
+        told = f"{' and '.join(missing)} not installed; run: {pip_install('reference')}"
+        return told if missing else ""
     try:
         if backend == "onnx-cuda":
             from engine.runtime.ort import check_cuda
@@ -72,28 +73,18 @@ def choose(
     return backend, "asked for"
 
 
-def create(
-    backend: str,
-    model: str,
-    folder: Path = FOLDER,
-    threads: int = 0,
-    bundles: Path = DEFAULT_FOLDER,
-    expect_sha256: str | None = None,
-    compile: bool = False,
-) -> Backend:
-    """Load ``model`` from ``folder`` into a backend; ``threads`` of 0 means one a core.
-
-    bundles: where the GPU backends ``tensorrt`` and ``tensorrt-rtx`` find their bundles;
-    expect_sha256: the manifest of the one that may be loaded. compile: let ``torch.compile`` make
-    the stages of ``reference`` faster, for comparison; other backends are compiled anyhow.
+def create(options: LoadOptions) -> Backend:
+    """Load a model into the backend of the options.
 
     Raises
     ------
     BackendError, MissingExtraError: the backend cannot run here. ModelError: no such weights, or a
     bundle that fails its checks.
     """
-    name, _ = choose(backend, model, bundles)
+    model, folder, bundles = options.model, Path(options.weights), Path(options.bundles)
+    name, _ = choose(options.backend, model, bundles)
     weights, graph = find(model, folder)
+    threads = options.threads or 0
     if name in ("cpu", "onnx-cuda"):
         from engine.runtime.ort import OrtBackend
 
@@ -104,12 +95,12 @@ def create(
         from engine.runtime.cuda import CudaBackend
         from engine.runtime.gpu.program import Library
 
-        return CudaBackend(Library.open(name, model, weights, bundles, expect_sha256))
+        return CudaBackend(Library.open(name, model, weights, bundles, options.expect_sha256))
     try:
         from engine.model import load
         from engine.runtime.reference import ReferenceBackend
 
-        return ReferenceBackend(load(model, weights), threads, compile)
+        return ReferenceBackend(load(model, weights), threads)
     except ModuleNotFoundError as error:
         raise MissingExtraError("backend 'reference'", str(error.name), "reference") from error
 

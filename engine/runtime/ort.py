@@ -42,17 +42,23 @@ class OrtBackend:
     """See :class:`engine.runtime.base.Backend`. ``threads`` of 0 means one a core.
 
     name: ``cpu``, ``cpu-int8`` or ``onnx-cuda``; raises BackendError if the last cannot run here.
+    profile: a folder for ONNX Runtime's profile, which `end_profile` completes.
     """
 
     on_gpu = False
 
-    def __init__(self, graph: Path, threads: int = 0, name: str = "cpu") -> None:
+    def __init__(
+        self, graph: Path, threads: int = 0, name: str = "cpu", profile: Path | None = None
+    ) -> None:
         self.name = name
         if name == "onnx-cuda":
             check_cuda()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile / "profile")
         # Idle threads yield their core to decoding and writing after 50 µs; by default they spin
         # for milliseconds. Older versions of ONNX Runtime do not know these keys and ignore them.
         options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
@@ -72,6 +78,10 @@ class OrtBackend:
             )
         shapes = {i.name: i.shape for i in self.session.get_inputs()}
         self.key_dim, self.value_dim = shapes["keys"][-1], shapes["values"][-1]
+
+    def end_profile(self) -> Path:
+        """The file of the profile, a list of events in JSON."""
+        return Path(self.session.end_profiling())
 
     def weights_hash(self) -> str:
         """Of the weights that an int8 graph was made from; empty for other graphs."""

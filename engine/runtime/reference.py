@@ -18,24 +18,17 @@ F32 = NDArray[np.float32]
 
 
 class ReferenceBackend:
-    """See :class:`engine.runtime.base.Backend`. ``threads`` of 0 leaves PyTorch's setting alone.
-
-    compile: run the stages through ``torch.compile``, which takes its time in the first frames, and
-        again when objects come or go; for comparison.
-    """
+    """See :class:`engine.runtime.base.Backend`. ``threads`` of 0 leaves PyTorch's setting alone."""
 
     name = "reference"
     on_gpu = False
 
-    def __init__(self, model: MobileVOS, threads: int = 0, compile: bool = False) -> None:
+    def __init__(self, model: MobileVOS, threads: int = 0) -> None:
         if threads:
             torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # Channels last is what fast convolutions want, on CPUs and on tensor cores.
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        if compile:
-            for stage in (self.model.encode_query, self.model.decode, self.model.encode_value):
-                stage.compile()
 
     def open(self, geometry: Geometry) -> None:
         self.geometry = geometry

@@ -14,6 +14,7 @@ from pathlib import Path
 from engine.errors import ModelError
 
 FOLDER = Path(__file__).parent
+DEFAULT_MODEL = "mobilevos-mobilenetv2"
 MODELS = ("mobilevos-resnet18", "mobilevos-mobilenetv2", "mobilevos-mobilenetv2-noaspp")
 TEACHER = "mobilevos-teacher"  # made to be distilled; offered where its weights are
 

@@ -1,0 +1,52 @@
+"""What is loaded and how: one place for every option and its default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.bundle import DEFAULT_FOLDER
+from engine.errors import InputError
+from engine.memory import check_policy
+from engine.weights import DEFAULT_MODEL, FOLDER
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How `Segmenter.load` is to load a model; the command line fills one, every job holds one.
+
+    Parameters
+    ----------
+    model, backend: of those that ``python -m engine info`` lists; ``auto``: the fastest that runs.
+    size: short side in pixels at which the network works, 16 or more; larger frames are shrunk to
+        it and their masks enlarged again, smaller ones are left alone.
+    threads: CPU threads, 1 or more; None means one a core.
+    weights: the folder to take the model's files from.
+    memory: ``finite``, the frame where an object was given and the most recent one; or
+        ``infinite``, also every fifth frame: slower and larger with every frame.
+    tta: average with what the network makes of the mirrored frames: twice the time.
+    output: ``numpy``, or on a GPU backend ``dlpack``: masks stay on the GPU, as arrays for DLPack
+        and ``__cuda_array_interface__``, complete when they are returned.
+    bundles: the folder of the bundles that ``python -m engine.build`` wrote.
+    expect_sha256: of the manifest of the only bundle that may be loaded.
+
+    Raises InputError for a ``size``, ``threads`` or ``memory`` that cannot be.
+    """
+
+    model: str = DEFAULT_MODEL
+    backend: str = "auto"
+    size: int = 480
+    threads: int | None = None
+    weights: Path | str = FOLDER
+    memory: str = "finite"
+    tta: bool = False
+    output: str = "numpy"
+    bundles: Path | str = DEFAULT_FOLDER
+    expect_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.size < 16:
+            raise InputError(f"size is {self.size}, but the network needs at least 16 pixels")
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"threads is {self.threads}; give 1 or more, or leave it out")
+        check_policy(self.memory)
