@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from engine.geometry import Geometry, frame_to_network
 from engine.model import MobileVOS, aggregate, scores, upsample_logits
 from engine.runtime.base import StepInput
+from kernels.mask_head import mask_head
+from kernels.preprocess import preprocess
 
 F32 = NDArray[np.float32]
 
@@ -53,7 +55,7 @@ class ReferenceBackend:
     @torch.inference_mode()
     def step(self, task: StepInput) -> NDArray[np.uint8]:
         model, geometry, device = self.model, self.geometry, self.device
-        image = self.preprocess(frame_to_network(task.frame, geometry))
+        image = self.preprocess(task.frame)
         key, features = model.encode_query(image)
         slots = torch.from_numpy(task.slots).to(device)
         readout = model.read_memory(key[0], self.keys, self.values, slots)
@@ -64,18 +66,23 @@ class ReferenceBackend:
         self.soft = aggregate(masks)
         self.keys[task.write] = key[0]
         self.values[task.write] = model.encode_value(image, self.soft[1:], features.f16)
-        h, w = geometry.network
-        soft = self.soft[None, :, :h, :w]
-        if geometry.network != geometry.source:
-            soft = F.interpolate(soft, geometry.source, mode="bilinear", align_corners=False)
-        index: NDArray[np.intp] = soft[0].argmax(0).cpu().numpy()
-        return task.labels[index]
+        labels = torch.from_numpy(task.labels).to(device)
+        mask = mask_head(self.soft, labels, geometry.source, crop=geometry.network)
+        ids: NDArray[np.uint8] = mask.cpu().numpy()
+        return ids
 
     def preprocess(self, frame: NDArray[np.uint8]) -> torch.Tensor:
-        """Frame uint8 [h, w, 3] → [1, 3, H, W] in −1…1, padded by repeating its edge."""
+        """Frame uint8 [H0, W0, 3] → [1, 3, H, W] in −1…1, padded by repeating its edge.
+
+        A GPU resizes in floating point, by the kernel; a CPU as the backend ``cpu`` does, so that
+        the two see the same bytes.
+        """
         (h, w), (height, width) = self.geometry.network, self.geometry.padded
-        # A copy: NumPy's view of a decoded image may be read-only, which torch warns of.
-        pixels = torch.tensor(frame, device=self.device).permute(2, 0, 1)[None]
+        # Copies: NumPy's view of a decoded image may be read-only, which torch warns of.
+        if self.device.type == "cuda" and min(h, w) > 1:  # 1: more than the kernel's op takes
+            return preprocess(torch.tensor(frame, device=self.device), h, w)
+        pixels = torch.tensor(frame_to_network(frame, self.geometry), device=self.device)
+        pixels = pixels.permute(2, 0, 1)[None]
         pad = (0, width - w, 0, height - h)
         return F.pad(pixels.float() * (1 / 127.5) - 1, pad, mode="replicate")
 
