@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 from engine import __version__
 from engine.errors import run
-from engine.memory import POLICIES
 from engine.options import LoadOptions
 from engine.weights import FOLDER
 
@@ -44,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """The options of every command that runs a model."""
     group = parser.add_argument_group("model")
-    default = LoadOptions()
+    default = LoadOptions  # its fields' defaults
     group.add_argument("--model", default=default.model, help="default: %(default)s")
     group.add_argument(
         "--size",
@@ -75,8 +74,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--memory",
-        choices=POLICIES,
         default=default.memory,
+        metavar="POLICY",
         help="finite: remember the first and the most recent frame (default); infinite: every "
         "fifth frame too, slower and larger with every frame",
     )

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from engine.bundle import DEFAULT_FOLDER
 from engine.errors import InputError
-from engine.memory import check_policy
 from engine.weights import DEFAULT_MODEL, FOLDER
 
 
@@ -49,4 +48,6 @@ class LoadOptions:
             raise InputError(f"size is {self.size}, but the network needs at least 16 pixels")
         if self.threads is not None and self.threads < 1:
             raise InputError(f"threads is {self.threads}; give 1 or more, or leave it out")
+        from engine.memory import check_policy  # with NumPy, which a command line can do without
+
         check_policy(self.memory)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import engine
 from engine.data.demo import CLIP, MASK
@@ -157,6 +158,16 @@ def test_the_base_install_does_not_bring_torch():
 def test_the_closure_finds_what_is_deep():
     """The test above would see torch behind another package."""
     assert {"torch", "sympy", "mpmath"} <= closure(["torch"])
+
+
+def test_the_floors_are_those_of_the_dependencies():
+    pins = [Requirement(x) for x in (ROOT / ".ci" / "floors.txt").read_text().splitlines()[1:]]
+    floors = {pin.name: str(pin.specifier).removeprefix("==") for pin in pins}
+    wanted = {r.name: r for r in map(Requirement, project()["dependencies"])}
+    assert floors.keys() == wanted.keys()
+    for name, requirement in wanted.items():
+        (bound,) = requirement.specifier
+        assert bound.operator == ">=" and Version(bound.version) == Version(floors[name])
 
 
 def test_extras_that_messages_name_exist():
