@@ -98,12 +98,11 @@ def test_half_precision(folder, film, reference):
     with rigged([bundle]) as rig, Segmenter(rig.backend(), MODEL, "h") as seg:
         got = list(seg.segment(frames, mask))
         assert seg._backend.memory()[0].dtype == np.float32
-        assert not np.array_equal(seg.probabilities, reference.probabilities), (
-            "it is half precision"
-        )
+        off = float(np.abs(seg.probabilities - reference.probabilities).max())
     agreed = overlap(got, want)
-    print(f"IoU of fp16 with the reference: {agreed:.5f}")
+    print(f"IoU of fp16 with the reference: {agreed:.5f}; probabilities differ by {off:.5f}")
     assert agreed >= 0.99
+    assert 1e-4 < off < 0.1, "16 bits round, but not by much"
 
 
 def test_a_comparison_runs_the_engines_as_the_product_does(fp32):
