@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engine.errors import EngineError, InputError, MissingExtraError
-from engine.train.config import DEVELOPMENT, TrainConfig
+from engine.train.config import DEVELOPMENT, HELD_OUT, TrainConfig
 
 
 def parser() -> argparse.ArgumentParser:
@@ -18,11 +18,13 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m engine.train", description="Train a network; killed, it resumes."
     )
     p.add_argument("--config", default="mobilenetv2-first", help="the recipe, see recipes.py")
-    p.add_argument("--davis", type=Path, required=True, help="a DAVIS folder, 480p")
+    p.add_argument(
+        "--davis", type=Path, nargs="+", required=True, help="folders laid out as DAVIS, 480p"
+    )
     p.add_argument("--stills", type=Path, required=True, help="folder of <set>/images and masks")
     p.add_argument(
-        "--exclude", nargs="*", default=list(DEVELOPMENT), metavar="SEQ",
-        help="sequences never trained on (default: the development split)",
+        "--exclude", nargs="*", default=[*DEVELOPMENT, *HELD_OUT], metavar="SEQ",
+        help="sequences not trained on (default: the development split and the held-out quarter)",
     )  # fmt: skip
     p.add_argument(
         "--out", type=Path, help="checkpoints and log (default: ~/.cache/mobilevos/CONFIG)"
@@ -35,6 +37,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--start", metavar="FROM", help="start from another model, recipe or file")
     p.add_argument("--teacher", metavar="FROM", help="the teacher's weights, likewise")
     p.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: %(default)s")
+    p.add_argument(
+        "--workers", type=int, default=0, help="processes that draw clips ahead (default: none)"
+    )
     p.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
     p.add_argument("--fp32", action="store_true", help="no bf16 or fp16 in convolutions")
     return p
@@ -65,10 +70,11 @@ def train(args: argparse.Namespace) -> None:
         import torch
     except ModuleNotFoundError as error:
         raise MissingExtraError("training", str(error.name), "train") from error
-    from engine.train.data import Clips, load_davis, load_stills
+    from engine.train.data import Clips
     from engine.train.distributed import place
     from engine.train.loop import Trainer
     from engine.train.recipes import CONFIGS
+    from engine.train.sources import packed
     from engine.train.start import RUNS
 
     if args.config not in CONFIGS:
@@ -80,12 +86,12 @@ def train(args: argparse.Namespace) -> None:
     out = args.out or RUNS / args.config
     with place(args.device, args.fp32) as here:
         say = print if here.rank == 0 else lambda _: None
-        clips = Clips(load_davis(args.davis, tuple(args.exclude)), load_stills(args.stills))
+        clips = Clips(*packed(args.davis, args.stills, tuple(args.exclude), RUNS))
         say(f"{len(clips.videos)} videos, {len(clips.stills)} still images; writing to {out}")
         seen = sorted({v.name for v in clips.videos} & set(DEVELOPMENT))
         if seen:
             say(f"warning: {', '.join(seen)} of the development split are trained on: --exclude")
-        trainer = Trainer(config, clips, out, here)
+        trainer = Trainer(config, clips, out, here, args.workers)
         for line in trainer.resume() or [f"start: {trainer.says}"]:
             say(line)
         trainer.run(args.save_every)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 DEVELOPMENT = ("bus", "dance-jump", "lucia", "motorbike", "rhino", "soccerball")
+# A quarter of the other DAVIS sequences, not trained on until every choice is made.
+HELD_OUT = ("bmx-bumps", "drift-turn", "hockey", "kite-walk", "mallard-fly", "swing")
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,10 @@ class Phase:
     the memory on. ``static``: share of clips made from one still image. ``gap``: the largest step
     between neighbouring video frames. ``pairs``: share of batches with two objects a clip.
     ``size``: height and width of the crop in pixels, multiples of 16. ``batch``: clips a step, and
-    a process where there are several.
+    a process where there are several. ``composed``: share of clips made of a background and
+    cut-outs that move on their own. ``zoom``: share of walks in which the object comes nearer or
+    goes away, up to threefold. ``thin``, ``haze``: shares of clips behind thin occluders, and
+    behind a half transparent cloud.
     """
 
     until: float
@@ -28,6 +33,10 @@ class Phase:
     pairs: float
     size: tuple[int, int] = (224, 384)
     batch: int = 4
+    composed: float = 0.0
+    zoom: float = 0.0
+    thin: float = 0.0
+    haze: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,7 @@ class TrainConfig:
     lr_value: float = 2e-4  # the value encoder's backbone
     lr_new: float = 5e-4  # the rest
     warmup: int = 100
+    decay: float = 1.0  # share of the steps, the last ones, in which the rate falls
     weight_decay: float = 0.01
     clip: float = 5.0
     ema: float = 0.998

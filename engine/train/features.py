@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from engine.model import MobileVOS
 from engine.train.config import TrainConfig
 from engine.train.data import Batch
+from engine.train.follow import normalise
 
 WEIGHTS = {"key": 2.0, "value": 2.0, "compressed": 1.0, "f16": 1.0, "f8": 0.5, "f4": 0.5}
 
@@ -54,8 +55,8 @@ class Imitation(nn.Module):
     def forward(self, batch: Batch, supervised: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the clips' first frames with one of their objects, and its parts."""
         device = next(self.parameters()).device
-        image = torch.from_numpy(batch.frames[:, 0]).to(device)
-        label = torch.from_numpy(batch.labels[:, 0]).to(device)
+        image = normalise(batch.frames[:, :1], device)[:, 0]
+        label = torch.as_tensor(batch.labels[:, 0]).to(device)
         chosen = [np.random.default_rng([s, 3]).integers(1, batch.objects + 1) for s in batch.seeds]
         own = label == torch.tensor(chosen, device=device)[:, None, None]
         planes = torch.stack([own, (label > 0) & ~own], 1).to(image.dtype)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -57,8 +58,9 @@ class Following(nn.Module):
         """The loss of the last ``supervised`` frames of each clip, and its parts."""
         config, distil = self.config, self.config.distil
         device = next(self.model.parameters()).device
-        frames = torch.from_numpy(batch.frames).to(device)
-        labels = torch.from_numpy(batch.labels).to(device)
+        frames = normalise(batch.frames, device)
+        labels = torch.as_tensor(batch.labels).to(device).long()
+        weights = torch.as_tensor(batch.weights).to(device)
         edit = spoiler(batch, config.corrupt) if config.corrupt else None
         clip = (frames, labels, batch.objects, supervised)
         results = unroll(self.model, *clip, every=config.every, edit=edit)
@@ -72,7 +74,10 @@ class Following(nn.Module):
             for i, (ours, theirs) in enumerate(zip(results, taught, strict=True)):
                 target = labels[:, i - len(results)]
                 soft = ours.probabilities
-                parts["cross_entropy"] += [bootstrapped_cross_entropy(soft, target, config.hard)]
+                weight = weights[:, i - len(results)]
+                parts["cross_entropy"] += [
+                    bootstrapped_cross_entropy(soft, target, config.hard, weight)
+                ]
                 parts["dice"] += [dice(soft, target)]
                 parts["iou"] += [mean_iou(soft, target)]
                 if distil.logits and theirs:
@@ -86,6 +91,11 @@ class Following(nn.Module):
                    "representation": distil.representation, "iou": 0}  # fmt: skip
         loss = torch.stack([weights[n] * part for n, part in means.items() if weights[n]]).sum()
         return loss, means
+
+
+def normalise(frames: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Frames uint8 [B, T, H, W, 3] → [B, T, 3, H, W] in −1…1 on ``device``."""
+    return torch.as_tensor(frames).to(device).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
 
 
 def asks_teacher(distil: Distillation) -> bool:

@@ -12,31 +12,27 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from engine.files import write_atomic
 from engine.train import checkpoint
-from engine.train.config import Phase, TrainConfig
-from engine.train.data import Clips
+from engine.train.config import TrainConfig
+from engine.train.data import Batch, Clips, Steps, phase_at
 from engine.train.distributed import Place
+from engine.train.fast import speed_up
 from engine.train.features import Imitation
 from engine.train.follow import Following, asks_teacher
 from engine.train.start import begin, load_teacher
 
 
-def phase_at(config: TrainConfig, step: int) -> Phase:
-    """The curriculum's phase at ``step``."""
-    return next(p for p in config.phases if step < p.until * config.steps)
-
-
 def rate_at(config: TrainConfig, step: int) -> float:
-    """Factor on all rates: linear warm-up, then a cosine down to 2 %."""
+    """Factor on all rates: linear warm-up, a plateau, then a cosine down to 2 %."""
     if step < config.warmup:
         return (step + 1) / config.warmup
-    x = (step - config.warmup) / max(1, config.steps - config.warmup)
+    begin = max(config.warmup, round(config.steps * (1 - config.decay)))
+    x = max(0, step - begin) / max(1, config.steps - begin)
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * x))
 
 
@@ -59,19 +55,27 @@ class Trainer:
     """
 
     def __init__(
-        self, config: TrainConfig, clips: Clips, folder: Path, place: Place | None = None
+        self,
+        config: TrainConfig,
+        clips: Clips,
+        folder: Path,
+        place: Place | None = None,
+        workers: int = 0,
     ) -> None:
         self.config, self.clips, self.folder = config, clips, folder
-        self.place = place or Place()
+        self.place, self.workers = place or Place(), workers
+        self.batches: Iterator[Batch] | None = None
         torch.manual_seed(config.seed)
         self.task, self.says = make_task(config)
         self.task.to(self.place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         for teacher in self.task.frozen:
             teacher.to(self.place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network = self.task.network
+        if self.place.device.type == "cpu":
+            speed_up(self.task)
         self.ema = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self.optimizer = torch.optim.AdamW(
-            self.task.groups(config), weight_decay=config.weight_decay
+            self.task.groups(config), weight_decay=config.weight_decay, fused=True
         )
         self.scaler = self.place.scaler()
         self.shared = self.place.share(self.task)
@@ -113,17 +117,19 @@ class Trainer:
             if state["scaler"]:  # empty unless it was fp16
                 self.scaler.load_state_dict(state["scaler"])
             self.step, self.seconds = state["step"], state["seconds"]
+            self.batches = None
             self.says = state["starts"]
         return [f"resumed at step {self.step} of {self.config.steps}", *changed]
 
     def loss(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Draw the step's batch; the loss and its parts."""
         config, place = self.config, self.place
-        phase = phase_at(config, self.step)
-        rng = np.random.default_rng([config.seed, self.step])
-        batch = self.clips.batch(rng, phase, config.occluder, place.rank, place.size)
+        if self.batches is None:
+            steps = Steps(config, self.clips, place.rank, place.size)
+            self.batches = steps.ahead(self.step, self.workers)
+        batch = next(self.batches)
         with place.autocast():
-            loss, parts = self.shared(batch, phase.supervised)
+            loss, parts = self.shared(batch, phase_at(config, self.step).supervised)
         return loss, parts
 
     def train_step(self) -> dict[str, float]:
@@ -141,11 +147,11 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         keep = min(config.ema, (1 + self.step) / (10 + self.step))
-        for name, value in self.network.state_dict().items():
-            if value.is_floating_point():
-                self.ema[name].lerp_(value, 1 - keep)
-            else:
-                self.ema[name].copy_(value)
+        now = self.network.state_dict()
+        soft = [name for name, value in now.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.ema[n] for n in soft], [now[n] for n in soft], 1 - keep)
+        for name in now.keys() - set(soft):
+            self.ema[name].copy_(now[name])
         self.step += 1
         self.seconds += time.perf_counter() - start
         return {

@@ -11,7 +11,32 @@ LARGE = (320, 544)  # pixels; the batch is halved with it
 TEACHER = Teacher("mobilevos-mobilenetv2", every=2)
 DISTIL = Distillation(logits=0.5, representation=0.02)
 
+# Clips of the campaign: every kind of variety that the first recipes lacked.
+VARIED = {"composed": 0.35, "zoom": 0.3, "thin": 0.12, "haze": 0.12, "pairs": 0.3}
+
 CONFIGS = {
+    # The long cheap stage, from ImageNet: a plateau that a shorter run with a decay branches from.
+    "campaign": TrainConfig(
+        model="mobilevos-mobilenetv2",
+        fused=True,
+        seed=31,
+        steps=12500,
+        warmup=300,
+        decay=0.0,
+        lr_query=5e-5,
+        lr_value=2e-4,
+        lr_new=5e-4,
+        ema=0.999,
+        corrupt=0.25,
+        occluder=0.35,
+        frozen=3,
+        phases=(
+            Phase(
+                until=1.0, frames=3, supervised=2, static=0.6, gap=12,
+                size=(192, 320), batch=8, **VARIED,
+            ),
+        ),
+    ),
     "mobilenetv2-first": TrainConfig(
         model="mobilevos-mobilenetv2",
         steps=3200,

@@ -58,21 +58,34 @@ def unroll(
             [model.read_memory(key[b], keys[b], values[b], slots) for b in range(batch)]
         )
 
+    def queries(start: int, stop: int) -> list[tuple[Tensor, Features]]:
+        """Key and features of each frame from ``start`` to ``stop``, encoded together."""
+        many = frames[:, start:stop].transpose(0, 1)
+        key, features = model.encode_query(many.flatten(0, 1))
+        split = (many.shape[0], batch)
+        apart = (x.unflatten(0, split).unbind(0) for x in features)
+        return [
+            (k, Features(*f)) for k, *f in zip(key.float().unflatten(0, split), *apart, strict=True)
+        ]
+
     given = torch.stack([labels[:, 0] == k for k in range(1, objects + 1)], 1).float()
-    key, features = model.encode_query(frames[:, 0])
-    kept = [(key.float(), encode_value(0, given, features))]
+    learns = length - supervised
+    (key, features), *asked = queries(0, 1)
+    with torch.no_grad():
+        asked += queries(1, learns) if learns > 1 else []
+    asked += queries(max(1, learns), length)
+    kept = [(key, encode_value(0, given, features))]
     recent: list[tuple[Tensor, Tensor]] = []  # the last frame, where it is not a kept one
     results = []
     for t in range(1, length):
-        with torch.set_grad_enabled(torch.is_grad_enabled() and t >= length - supervised):
-            key, features = model.encode_query(frames[:, t])
-            key = key.float()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and t >= learns):
+            key, features = asked[t - 1]
             readout = read(key, kept + recent)
             feature = model.decode.embed(readout, Features(*(x[owner] for x in features)))
             logits = model.decode.predict(feature)[:, 0]
             masks = torch.sigmoid(upsample_logits(logits)).reshape(batch, objects, *size)
             probabilities = aggregate(masks, dim=1)
-            if t >= length - supervised:
+            if t >= learns:
                 per_clip = (batch, objects)
                 results.append(
                     Prediction(

@@ -1,0 +1,44 @@
+"""A picture of training clips: ``python -m engine.train.sheet --config NAME --out PNG``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from engine.media.overlay import overlay
+from engine.train.config import DEVELOPMENT, HELD_OUT
+from engine.train.data import Clips, Steps, phase_at
+from engine.train.recipes import CONFIGS
+from engine.train.sources import packed
+from engine.train.start import RUNS
+
+
+def main() -> None:
+    """Draw 24 clips of the recipe at a step, a row each, with their masks over them."""
+    p = argparse.ArgumentParser(prog="python -m engine.train.sheet", description=__doc__)
+    p.add_argument("--config", required=True)
+    p.add_argument("--davis", type=Path, nargs="+", required=True)
+    p.add_argument("--stills", type=Path, required=True)
+    p.add_argument("--step", type=int, default=0, help="the first step to draw from")
+    p.add_argument("--out", type=Path, required=True)
+    args = p.parse_args()
+    config = CONFIGS[args.config]
+    exclude = (*DEVELOPMENT, *HELD_OUT)
+    steps = Steps(config, Clips(*packed(args.davis, args.stills, exclude, RUNS)))
+    clips = []
+    for step in range(args.step, args.step + 24 // phase_at(config, args.step).batch + 1):
+        batch = steps[step]
+        clips += list(zip(batch.frames, batch.labels, strict=True))
+    rows = [
+        np.hstack([overlay(f, m) for f, m in zip(frames, labels, strict=True)])
+        for frames, labels in clips[:24]
+    ]
+    half = [np.vstack(rows[:12]), np.vstack(rows[12:])]
+    Image.fromarray(np.hstack(half)).save(args.out)
+
+
+if __name__ == "__main__":
+    main()
