@@ -153,8 +153,9 @@ def run(args: argparse.Namespace) -> None:
         import torch
     except ModuleNotFoundError as error:
         raise MissingExtraError("training", str(error.name), "train") from error
-    from engine.train.data import Clips, load_davis, load_stills
+    from engine.train.data import Clips
     from engine.train.distributed import place
+    from engine.train.sources import load_davis, load_stills
 
     if args.config not in CONFIGS or CONFIGS[args.config].teacher is None:
         fit = [name for name, c in CONFIGS.items() if c.teacher and c.stage == "clips"]
@@ -170,7 +171,7 @@ def run(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     exclude = tuple({*args.sequences, *DEVELOPMENT})
-    clips = Clips(load_davis(args.davis, exclude), load_stills(args.stills))
+    clips = Clips(load_davis([args.davis], exclude), load_stills(args.stills))
     make_folder(args.out)
     rows: dict[str, dict[str, Any]] = {}
     with place(args.device) as here:

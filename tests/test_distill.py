@@ -306,12 +306,12 @@ def test_a_teacher_that_no_loss_asks_is_not_even_loaded(monkeypatch, distil, ask
 
 def small_batch(objects: int = 1, length: int = 3) -> Batch:
     rng = np.random.default_rng(8)
-    frames = rng.uniform(-1, 1, (2, length, 3, 48, 64)).astype(np.float32)
-    labels = np.zeros((2, length, 48, 64), np.int64)
+    frames = rng.integers(0, 256, (2, length, 48, 64, 3), np.uint8)
+    labels = np.zeros((2, length, 48, 64), np.uint8)
     labels[:, :, 8:28, 8:36] = 1
     if objects == 2:
         labels[:, :, 30:44, 20:60] = 2
-    return Batch(frames, labels, objects, np.array([3, 4]))
+    return Batch(frames, labels, np.ones_like(labels), objects, np.array([3, 4]))
 
 
 @pytest.mark.parametrize("objects", [1, 2])

@@ -19,11 +19,12 @@ from engine.errors import BackendError, InputError, ModelError
 from engine.model import load
 from engine.train import features, plot, start
 from engine.train.config import Phase, Teacher
-from engine.train.data import Batch, load_davis
+from engine.train.data import Batch
 from engine.train.distributed import Place, place
 from engine.train.features import Imitation, unexplained
 from engine.train.loop import Trainer
 from engine.train.recipes import CONFIGS
+from engine.train.sources import load_davis, load_stills
 from engine.weights import weights_path
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +55,7 @@ def test_every_recipe_can_be_trained(name):
 
 def test_a_misspelt_exclusion_is_an_error(data):  # noqa: F811
     with pytest.raises(InputError, match="no sequence 'buss' to exclude .* ant, bus, cat"):
-        load_davis(data / "davis", ("cat", "buss"))
+        load_davis([data / "davis"], ("cat", "buss"))
 
 
 @pytest.fixture
@@ -205,9 +206,9 @@ def doubled(batch: int):
 
 
 def loaded(root: Path):
-    from engine.train.data import Clips, load_stills
+    from engine.train.data import Clips
 
-    return Clips(load_davis(root / "davis", ("bus",)), load_stills(root / "stills"))
+    return Clips(load_davis([root / "davis"], ("bus",)), load_stills(root / "stills"))
 
 
 def gradients(clips, out: Path, here: Place, batch: int) -> dict:  # noqa: F811
@@ -276,15 +277,15 @@ def test_a_copy_of_the_teacher_has_nothing_left_to_learn():
         torch.nn.init.dirac_(head.weight)
         torch.nn.init.zeros_(head.bias)
     rng = np.random.default_rng(0)
-    frames = rng.uniform(-1, 1, (2, 1, 3, 64, 64)).astype(np.float32)
-    labels = np.zeros((2, 1, 64, 64), np.int64)
+    frames = rng.integers(0, 256, (2, 1, 64, 64, 3), np.uint8)
+    labels = np.zeros((2, 1, 64, 64), np.uint8)
     labels[:, :, 16:40, 16:40], labels[:, :, 44:60, 8:40] = 1, 2
-    loss, parts = task(Batch(frames, labels, 2, np.array([0, 1])), 1)
+    loss, parts = task(Batch(frames, labels, labels, 2, np.array([0, 1])), 1)
     assert set(parts) == set(features.WEIGHTS)
     assert loss.item() == pytest.approx(0, abs=1e-5)
     with torch.no_grad():
         task.student.encode_query.compression.weight *= 1.5
-    _, parts = task(Batch(frames, labels, 2, np.array([0, 1])), 1)
+    _, parts = task(Batch(frames, labels, labels, 2, np.array([0, 1])), 1)
     assert parts["compressed"] > 0.01 and parts["key"] < 1e-5
 
 

@@ -86,7 +86,7 @@ def train(args: argparse.Namespace) -> None:
     out = args.out or RUNS / args.config
     with place(args.device, args.fp32) as here:
         say = print if here.rank == 0 else lambda _: None
-        clips = Clips(*packed(args.davis, args.stills, tuple(args.exclude), RUNS))
+        clips = Clips(*packed(args.davis, args.stills, args.exclude, out.parent))
         say(f"{len(clips.videos)} videos, {len(clips.stills)} still images; writing to {out}")
         seen = sorted({v.name for v in clips.videos} & set(DEVELOPMENT))
         if seen:

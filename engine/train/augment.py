@@ -103,8 +103,8 @@ def random_walk(
         matrix = np.column_stack([turn, centre - turn @ middle])
         bend = None
         if t and bends:
-            bend = np.asarray(cv2.resize(field, (width, height), interpolation=cv2.INTER_CUBIC))
-            bend = bend * shape.astype(np.float32)
+            wide = cv2.resize(field, (width, height), interpolation=cv2.INTER_CUBIC)
+            bend = np.asarray(wide, np.float32) * shape.astype(np.float32)
         walk.append(Warp(matrix, bend, z, size))
     return walk
 

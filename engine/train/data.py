@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -150,9 +150,8 @@ class Clips:
             edit = partial(holes, rng) if rng.random() < 0.3 else None
             alphas = own_masks(chosen, walk, cv2.BORDER_CONSTANT, edit)
             if label == 0 or (alphas[0] > 127).sum() >= MIN_AREA:
-                images = [
-                    w.image(chosen.source.frames[t]) for t, w in zip(chosen.times, walk, strict=True)
-                ]
+                pictures = chosen.source.frames
+                images = [w.image(pictures[t]) for t, w in zip(chosen.times, walk, strict=True)]
                 return Layer(jitter_colours(rng, images, 0.4), alphas, label)
         raise nothing_to_see(phase)
 
@@ -273,9 +272,9 @@ class Steps(Dataset[Batch]):
     def ahead(self, start: int, workers: int) -> Iterator[Batch]:
         """The batches from step ``start`` on, in order; ``workers`` processes draw ahead."""
         steps = range(start, self.config.steps)
-        return iter(DataLoader(self, None, sampler=steps, num_workers=workers, collate_fn=same))
+        loader = DataLoader(self, None, sampler=steps, num_workers=workers, collate_fn=_as_it_is)
+        return iter(loader)
 
 
-def same(batch: Batch) -> Batch:
-    """Leave a batch as it is."""
+def _as_it_is(batch: Any) -> Any:
     return batch

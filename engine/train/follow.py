@@ -60,7 +60,7 @@ class Following(nn.Module):
         device = next(self.model.parameters()).device
         frames = normalise(batch.frames, device)
         labels = torch.as_tensor(batch.labels).to(device).long()
-        weights = torch.as_tensor(batch.weights).to(device)
+        counts = torch.as_tensor(batch.weights).to(device)
         edit = spoiler(batch, config.corrupt) if config.corrupt else None
         clip = (frames, labels, batch.objects, supervised)
         results = unroll(self.model, *clip, every=config.every, edit=edit)
@@ -74,9 +74,9 @@ class Following(nn.Module):
             for i, (ours, theirs) in enumerate(zip(results, taught, strict=True)):
                 target = labels[:, i - len(results)]
                 soft = ours.probabilities
-                weight = weights[:, i - len(results)]
+                count = counts[:, i - len(results)]
                 parts["cross_entropy"] += [
-                    bootstrapped_cross_entropy(soft, target, config.hard, weight)
+                    bootstrapped_cross_entropy(soft, target, config.hard, count)
                 ]
                 parts["dice"] += [dice(soft, target)]
                 parts["iou"] += [mean_iou(soft, target)]

@@ -71,8 +71,10 @@ def lattice(rng: Rng, frames: int, size: tuple[int, int]) -> Layer:
         for _ in range(int(rng.integers(1, 6))):
             middle, turn = rng.uniform(0.2, 0.8, 2) * big[::-1], rng.uniform(0, np.pi)
             reach = np.array([np.cos(turn), np.sin(turn)]) * (height + width)
-            ends = np.rint([middle - reach, middle + reach]).astype(int).tolist()
-            cv2.line(alpha, *ends, 255, max(1, round(thick * rng.uniform(0.5, 2))), cv2.LINE_AA)
+            start, end = np.rint([middle - reach, middle + reach]).astype(int).tolist()
+            cv2.line(
+                alpha, start, end, 255, max(1, round(thick * rng.uniform(0.5, 2))), cv2.LINE_AA
+            )
     elif kind == 1:  # a fence: parallel lines, crossed by others in half of the cases
         step = int(rng.uniform(4, 14) * thick) + 4
         for at in range(0, big[1], step):
@@ -82,9 +84,9 @@ def lattice(rng: Rng, frames: int, size: tuple[int, int]) -> Layer:
                 cv2.line(alpha, (0, at), (big[1], at), 255, max(1, round(thick)), cv2.LINE_AA)
     else:  # twigs, with leaves in half of the cases
         for _ in range(int(rng.integers(2, 7))):
-            start = rng.uniform(0.1, 0.9, 2) * big[::-1]
+            root = rng.uniform(0.1, 0.9, 2) * big[::-1]
             steps = rng.normal(0, 0.08 * width, (12, 2)) + rng.normal(0, 0.1 * width, 2)
-            points = np.rint(start + np.cumsum(steps, 0)).astype(np.int32)
+            points = np.rint(root + np.cumsum(steps, 0)).astype(np.int32)
             cv2.polylines(alpha, [points[:, None]], False, 255, max(1, round(thick)), cv2.LINE_AA)
             if kind == 3:
                 for x, y in points.tolist():
@@ -95,15 +97,15 @@ def lattice(rng: Rng, frames: int, size: tuple[int, int]) -> Layer:
                        (width, height), interpolation=cv2.INTER_LINEAR)  # fmt: skip
     texture = np.clip(np.asarray(grain) + colour, 0, 255).astype(np.uint8)
     turn, spin = rng.normal(0, 0.5), rng.normal(0, 0.02)
-    at = np.array([big[1], big[0]]) / 2 + rng.uniform(-0.2, 0.2, 2) * (width, height)
+    centre = np.array([big[1], big[0]]) / 2 + rng.uniform(-0.2, 0.2, 2) * (width, height)
     speed = rng.normal(0, 0.12, 2) * (width, height)
     alphas = []
     for _ in range(frames):
         cos, sin = np.cos(turn), np.sin(turn)
         matrix = np.array([[cos, -sin, 0], [sin, cos, 0]])
-        matrix[:, 2] = at - matrix[:, :2] @ (width / 2, height / 2)
+        matrix[:, 2] = centre - matrix[:, :2] @ (width / 2, height / 2)
         alphas.append(Warp(matrix, None, 1.0, size).image(alpha, cv2.BORDER_CONSTANT))
-        turn, at = turn + spin, at + speed
+        turn, centre = turn + spin, centre + speed
     return Layer([texture] * frames, alphas, 0)
 
 

@@ -13,8 +13,9 @@ def bootstrapped_cross_entropy(
     """Mean weighted cross-entropy of the hardest share ``hard`` (0…1) of the pixels of each clip.
 
     Parameters: probabilities [B, K+1, H, W] in 0…1, labels [B, H, W] int64 in 0…K, weights
-    [B, H, W], all 1 if left out. Returns a scalar, in nats. Source: Wu, Shen, van den Hengel, "Bridging category-level and instance-level
-    semantic image segmentation", 2016; also STCN's training loss.
+    [B, H, W], all 1 if left out. Returns a scalar, in nats. Source: Wu, Shen, van den Hengel,
+    "Bridging category-level and instance-level semantic image segmentation", 2016; also STCN's
+    training loss.
     """
     pixel = F.nll_loss(probabilities.clamp_min(1e-6).log(), labels, reduction="none")
     pixel = (pixel if weights is None else pixel * weights).flatten(1)

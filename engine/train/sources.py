@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from engine.data.davis import Dataset
 from engine.errors import InputError
 from engine.files import output_errors
-from engine.train.config import DEVELOPMENT
+from engine.train.config import DEVELOPMENT, HELD_OUT
 
 U8 = NDArray[np.uint8]
 
@@ -57,32 +58,28 @@ def things_in(mask: U8) -> Iterable[Thing]:
         yield Thing(int(k), int(areas[k]), int(borders[k]))
 
 
-def load_davis(root: Path, exclude: tuple[str, ...]) -> list[Source]:
-    """Read all sequences of a DAVIS folder at 480p into memory, but for those in ``exclude``.
+def load_davis(roots: Sequence[Path], exclude: Sequence[str]) -> list[Source]:
+    """Read all sequences of folders laid out as DAVIS, but for those in ``exclude``.
 
     Raises InputError if there are none, one has frames without masks, or ``exclude`` names a
-    sequence that is neither there nor of the development split: it would be trained on misspelt.
+    sequence that is neither there nor one that is always excluded: it would be trained on misspelt.
     """
-    images = root / "JPEGImages" / "480p"
-    if not images.is_dir():
-        raise InputError(f"no DAVIS data in '{root}': '{images}' is missing")
-    have = {folder.name for folder in images.iterdir()}
-    unknown = sorted(set(exclude) - have - set(DEVELOPMENT))
+    sources, seen = [], set[str]()
+    for dataset in map(Dataset.find, roots):
+        names = dataset.sequences(None)
+        seen |= set(names)
+        for name in names:
+            if name not in exclude:
+                images, masks = dataset.frames(name)
+                pairs = [read_pair(*paths) for paths in zip(images.paths, masks, strict=True)]
+                sources.append(Source(name, [f for f, _ in pairs], [m for _, m in pairs]))
+    unknown = sorted(set(exclude) - seen - {*DEVELOPMENT, *HELD_OUT})
     if unknown:
         raise InputError(
-            f"no sequence '{unknown[0]}' to exclude in '{images}'; "
-            f"there are: {', '.join(sorted(have))}"
+            f"no sequence '{unknown[0]}' to exclude; there are: {', '.join(sorted(seen))}"
         )
-    sources = []
-    for folder in sorted(images.iterdir()):
-        if folder.name in exclude:
-            continue
-        marks = root / "Annotations" / "480p" / folder.name
-        pairs = [read_pair(p, marks / f"{p.stem}.png") for p in sorted(folder.glob("*.jpg"))]
-        if pairs:
-            sources.append(Source(folder.name, [f for f, _ in pairs], [m for _, m in pairs]))
     if not sources:
-        raise InputError(f"no sequences to train on in '{images}', but for excluded ones")
+        raise InputError("no sequences to train on but for excluded ones; leave some in")
     return sources
 
 
@@ -119,52 +116,32 @@ def load_stills(root: Path) -> list[Source]:
     return sources
 
 
-def load_all(davis: list[Path], stills: Path, exclude: tuple[str, ...]) -> list[Source]:
-    """The sequences of all DAVIS folders, then the still images; raises what the two raise.
-
-    A sequence to be excluded must be in one of the folders.
-    """
-    folders = {root: {p.name for p in (root / "JPEGImages/480p").glob("*")} for root in davis}
-    known = set(DEVELOPMENT).union(*folders.values())
-    unknown = sorted(set(exclude) - known)
-    if unknown:
-        raise InputError(
-            f"no sequence '{unknown[0]}' to exclude; there are: {', '.join(sorted(known))}"
-        )
-    videos = [
-        source
-        for root in davis
-        for source in load_davis(root, tuple(n for n in exclude if n in folders[root]))
-    ]
-    return [*videos, *load_stills(stills)]
-
-
 def packed(
-    davis: list[Path], stills: Path, exclude: tuple[str, ...], folder: Path
+    davis: Sequence[Path], stills: Path, exclude: Sequence[str], folder: Path
 ) -> tuple[list[Source], list[Source]]:
-    """Videos and stills as :func:`load_all` reads them, mapped from ``folder`` from then on.
+    """Videos of ``davis`` and ``stills``, read once and mapped from ``folder`` from then on.
 
     The file's name is a hash of the paths, sizes and times of all images, so that a change in the
     data makes a new one. Raises InputError for the data, OutputError for the folder.
     """
-    marks = hashlib.sha256(json.dumps([exclude, [str(p) for p in davis], str(stills)]).encode())
+    what = [list(exclude), [str(p) for p in davis], str(stills)]
+    marks = hashlib.sha256(json.dumps(what).encode())
     for root in (*davis, stills):
         for path in sorted(root.rglob("*.*")):
             state = path.stat()
             marks.update(f"{path} {state.st_size} {state.st_mtime_ns}".encode())
     path = folder / f"clips-{marks.hexdigest()[:12]}.bin"
     if not path.with_suffix(".json").is_file():
-        pack(path, lambda: load_all(davis, stills, exclude))
+        pack(path, [*load_davis(davis, exclude), *load_stills(stills)])
     sources = mapped(path)
     return [s for s in sources if len(s.frames) > 1], [s for s in sources if len(s.frames) == 1]
 
 
-def pack(path: Path, load: Callable[[], list[Source]]) -> None:
+def pack(path: Path, sources: list[Source]) -> None:
     """Write all frames and masks into ``path`` and, when they are complete, their index beside it.
 
-    Raises OutputError, and what ``load`` raises.
+    Raises OutputError.
     """
-    sources = load()
     index = []
     part = path.with_suffix(".part")
     with output_errors(path):
