@@ -60,7 +60,7 @@ class Clips:
     def shares(self) -> NDArray[np.float64]:
         """How often each video is drawn: by its length, but none much more often than others."""
         lengths = np.minimum([len(v.frames) for v in self.videos], 40.0)
-        return lengths / lengths.sum()
+        return np.asarray(lengths / lengths.sum(), np.float64)
 
     def batch(
         self, rng: Rng, phase: Phase, occluder: float, rank: int = 0, world: int = 1
