@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from bench.cases import demo_clip
-from engine.geometry import frame_to_network, masks_to_network, plan
+from engine.geometry import Geometry, frame_to_network, masks_to_network
 from engine.media.masks import load_ids, write_mask
 from engine.media.overlay import overlay
 from engine.segmenter import Segmenter
@@ -70,13 +70,13 @@ def test_aggregate(benchmark: Any, objects: int) -> None:
 
 def test_preprocess_frame(benchmark: Any, large: tuple[U8, U8]) -> None:
     """A 720p frame to the network's 480p."""
-    geometry = plan(large[1].shape[0], large[1].shape[1], 480)
+    geometry = Geometry.fit(large[1].shape[0], large[1].shape[1], 480)
     assert benchmark(frame_to_network, large[0], geometry).shape == (*geometry.network, 3)
 
 
 def test_preprocess_masks(benchmark: Any, large: tuple[U8, U8]) -> None:
     """Two given 720p masks to the network's 480p."""
-    geometry = plan(large[1].shape[0], large[1].shape[1], 480)
+    geometry = Geometry.fit(large[1].shape[0], large[1].shape[1], 480)
     planes = benchmark(masks_to_network, large[1], [1, 2], geometry)
     assert planes.shape == (2, *geometry.padded) and planes.max() == 1
 

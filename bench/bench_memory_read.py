@@ -130,4 +130,4 @@ def test_model_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
         print("\nMODEL, not measured: lower bounds in microseconds from data sheets")
         for objects, reads in ((1, 2), (4, 2), (1, 20)):
             print(f"\n480x864, {objects} object(s), {reads} slots\n")
-            print(roofline.report(POSITIONS, objects, reads))
+            print(roofline.table(POSITIONS, objects, reads))

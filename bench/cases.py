@@ -13,7 +13,7 @@ from PIL import Image
 
 from engine.data.demo import CLIP, MASK
 from engine.errors import InputError, MissingExtraError, ModelError
-from engine.geometry import plan
+from engine.geometry import Geometry
 from engine.media.masks import load_ids, resize_ids
 from engine.media.open import open_source
 from engine.memory import POLICIES
@@ -150,7 +150,7 @@ def demo_clip(frames: int, size: int, objects: int) -> tuple[U8, U8]:
     """
     source = open_source(CLIP)
     try:
-        h, w = (n - n % 2 for n in plan(*source.size, size).network)
+        h, w = (n - n % 2 for n in Geometry.fit(*source.size, size).network)
         images = [
             np.asarray(Image.fromarray(f.image).resize((w, h), Image.Resampling.BOX))
             for f in source.frames(end=frames)

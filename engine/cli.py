@@ -239,9 +239,9 @@ def _validate(options: argparse.Namespace) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
-    from engine.commands.info import report
+    from engine.commands.info import describe
 
-    for line in report():
+    for line in describe():
         print(line)
 
 

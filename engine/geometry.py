@@ -28,21 +28,21 @@ class Geometry:
     network: tuple[int, int]
     padded: tuple[int, int]
 
+    @classmethod
+    def fit(cls, height: int, width: int, size: int) -> Geometry:
+        """Choose the network's resolution: short side ``size``, never larger than the source.
+
+        A very long frame is shrunk further, to a long side of 4·``size``: the memory read's cost
+        grows with the square of the area.
+        """
+        scale = min(1.0, size / min(height, width), MAX_ASPECT * size / max(height, width))
+        h, w = (max(1, round(side * scale)) for side in (height, width))
+        return cls((height, width), (h, w), (h + -h % STRIDE, w + -w % STRIDE))
+
     @property
     def tokens(self) -> int:
         """N, the positions of the 1/16 grid."""
         return (self.padded[0] // STRIDE) * (self.padded[1] // STRIDE)
-
-
-def plan(height: int, width: int, size: int) -> Geometry:
-    """Choose the network's resolution: short side ``size``, never larger than the source.
-
-    A very long frame is shrunk further, to a long side of 4·``size``: the memory read's cost grows
-    with the square of the area.
-    """
-    scale = min(1.0, size / min(height, width), MAX_ASPECT * size / max(height, width))
-    h, w = (max(1, round(side * scale)) for side in (height, width))
-    return Geometry((height, width), (h, w), (h + -h % STRIDE, w + -w % STRIDE))
 
 
 def frame_to_network(frame: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:

@@ -18,19 +18,14 @@ from numpy.typing import NDArray
 from engine import runtime
 from engine.confidence import LostWatch
 from engine.errors import EngineError, InputError, StateError
-from engine.geometry import (
-    Geometry,
-    masks_to_network,
-    plan,
-    probabilities_to_source,
-)
+from engine.geometry import Geometry, masks_to_network, probabilities_to_source
 from engine.intake import Frame, Mask, check_mask, check_output, shape_text, take_frame
 from engine.memory import Memory, check_policy
 from engine.options import LoadOptions
 from engine.runtime.base import Backend, GpuBackend, StepInput
 from engine.runtime.flip import FlipBackend
 from engine.threads import prefetch
-from engine.weights import file_hash, find
+from engine.weights import find, short_hash
 
 TIMED = 4096  # the most recent steps that percentiles are taken from
 MAX_OBJECTS = 255
@@ -97,7 +92,7 @@ class Segmenter:
         return cls(
             loaded,
             options.model,
-            file_hash(find(options.model, Path(options.weights))[0]),
+            short_hash(find(options.model, Path(options.weights))[0]),
             options.size,
             options.memory,
             options.tta,
@@ -116,7 +111,7 @@ class Segmenter:
         frame, shape = take_frame(frame, self._backend)
         ids = check_mask(mask, shape[:2])
         self.reset()
-        self._geometry = plan(shape[0], shape[1], self.size)
+        self._geometry = Geometry.fit(shape[0], shape[1], self.size)
         self._backend.open(self._geometry)
         return self._advance(frame, mask, ids)
 
@@ -287,7 +282,7 @@ class Segmenter:
     def state_dict(self) -> dict[str, NDArray[np.generic]]:
         """All that the next step depends on, as arrays; see :meth:`load_state_dict`."""
         geometry, memory = self._started(), self._memory
-        keys, values = self._backend.memory()
+        keys, values = self._backend.export_memory()
         used = memory.used
         return {
             "keys": keys[:used],
@@ -319,9 +314,11 @@ class Segmenter:
             )
         self.reset()
         height, width = (int(x) for x in state["source"])
-        self._geometry = plan(height, width, self.size)
+        self._geometry = Geometry.fit(height, width, self.size)
         self._backend.open(self._geometry)
-        self._backend.restore(state["keys"].astype(np.float32), state["values"].astype(np.float32))
+        self._backend.import_memory(
+            state["keys"].astype(np.float32), state["values"].astype(np.float32)
+        )
         self._memory.load_state_dict(state)
         self._watch.restore(self._memory.ids, state["usual"].astype(np.float64))
         counts = map(int, state["lost_frames"])

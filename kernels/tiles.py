@@ -7,7 +7,7 @@ them with measured ones where there is a GPU. The shape classes of ``memory_read
 ``"<dtype> ck<Ck> v<value columns>"``, with columns ``2x64`` where two objects share a block; the
 image operations have the one class ``"pixels"``.
 
-The number of memory splits depends on the shape, so a model picks it (``plan_memory_read``). The C
+The number of memory splits depends on the shape, so a model picks it (``tile_memory_read``). The C
 library holds the same integer arithmetic, and a test compares the two.
 """
 
@@ -64,7 +64,7 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class ReadPlan:
+class ReadTiling:
     """One launch of ``memory_read``: [block_m × block_n] scores by block_v value columns."""
 
     block_m: int
@@ -161,7 +161,7 @@ def choose_splits(blocks: int, steps: int, multiprocessors: int, resident: int) 
     return best
 
 
-def plan_memory_read(
+def tile_memory_read(
     dtype: str,
     positions: int,
     key_dim: int,
@@ -171,7 +171,7 @@ def plan_memory_read(
     *,
     arch: str,
     multiprocessors: int,
-) -> ReadPlan:
+) -> ReadTiling:
     """The launch of ``memory_read`` for a shape on a card: a tile by table, splits by model."""
     block_v = value_block(dtype, objects, value_dim)
     tile = table()["memory_read"][arch][read_class(dtype, key_dim, value_dim, block_v)]
@@ -179,4 +179,4 @@ def plan_memory_read(
     blocks = cdiv(positions, block_m) * cdiv(objects * value_dim, block_v)
     steps = reads * cdiv(positions, block_n)
     splits = choose_splits(blocks, steps, multiprocessors, tile.resident)
-    return ReadPlan(block_m, block_n, block_v, tile.warps, tile.stages, splits)
+    return ReadTiling(block_m, block_n, block_v, tile.warps, tile.stages, splits)

@@ -170,7 +170,7 @@ def _launcher(op: str, shape_class: str, tile: tiles.Tile) -> Callable[[], objec
     steps = READS * tiles.cdiv(POSITIONS, block_n)
     multiprocessors = torch.cuda.get_device_properties("cuda").multi_processor_count
     splits = tiles.choose_splits(blocks, steps, multiprocessors, tile.resident)
-    plan = tiles.ReadPlan(block_m, block_n, block_v, tile.warps, tile.stages, splits)
+    plan = tiles.ReadTiling(block_m, block_n, block_v, tile.warps, tile.stages, splits)
     return lambda: memory_read_triton(query, keys, values, slots, out, plan)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine import Segmenter
-from engine.geometry import masks_to_network, plan
+from engine.geometry import Geometry, masks_to_network
 from engine.options import LoadOptions
 from engine.runtime import create
 from engine.runtime.base import StepInput
@@ -38,14 +38,14 @@ def poison(backend, geometry, keys, values):
     backend.open(geometry)
     keys, values = keys.copy(), values.copy()
     keys[0], values[0] = np.nan, np.nan
-    backend.restore(keys, values)
+    backend.import_memory(keys, values)
 
 
 @pytest.mark.parametrize(("height", "width", "size", "objects"), [
     (64, 96, 480, 1), (50, 75, 480, 2), (33, 129, 24, 3), (1, 1, 480, 1), (120, 90, 64, 5),
 ])  # fmt: skip
 def test_one_step_with_the_memory_forced(backend, reference, rng, height, width, size, objects):
-    geometry = plan(height, width, size)
+    geometry = Geometry.fit(height, width, size)
     n = geometry.tokens
     keys = rng.normal(0, 1, (4, n, 64)).astype(np.float32)
     values = rng.normal(0, 1, (4, objects, n, 64)).astype(np.float32)
@@ -63,7 +63,7 @@ def test_one_step_with_the_memory_forced(backend, reference, rng, height, width,
     for b in (reference, backend):
         poison(b, geometry, keys, values)
         ids_mask = b.step(task)
-        results.append((ids_mask, b.probabilities().copy(), *b.memory(), b.scores().copy()))
+        results.append((ids_mask, b.probabilities().copy(), *b.export_memory(), b.scores().copy()))
     (mask_a, soft_a, keys_a, values_a, scores_a), (mask_b, soft_b, keys_b, values_b, scores_b) = (
         results
     )
@@ -85,7 +85,7 @@ def test_one_step_with_the_memory_forced(backend, reference, rng, height, width,
 def test_logits_stage_by_stage_over_a_real_clip(clip):
     """The memory is the reference's in every frame; logits agree to 1e-3, in fp32."""
     frames, mask = clip
-    geometry = plan(*mask.shape, 480)
+    geometry = Geometry.fit(*mask.shape, 480)
     reference = create(LoadOptions(MODEL, "reference"))
     cpu = create(LoadOptions(MODEL, "cpu"))
     assert isinstance(cpu, OrtBackend)
@@ -96,7 +96,7 @@ def test_logits_stage_by_stage_over_a_real_clip(clip):
     logits = np.empty((1, geometry.padded[0] // 4, geometry.padded[1] // 4), np.float32)
     worst = 0.0
     for frame in frames[1:]:
-        keys, values = reference.memory()
+        keys, values = reference.export_memory()
         inputs = {
             "frame": frame, "keys": keys, "values": values, "slots": loop._memory.table(),
             "given": np.zeros((1, *geometry.padded), np.float32),

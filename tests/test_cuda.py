@@ -22,7 +22,7 @@ import engine.runtime.cuda as cuda_source
 import engine.runtime.gpu.plan as plan_source
 from engine.confidence import LostWatch
 from engine.errors import BackendError
-from engine.geometry import plan
+from engine.geometry import Geometry
 from engine.runtime.gpu import arrays, driver, pool
 from engine.segmenter import Segmenter
 
@@ -83,10 +83,10 @@ def scenario(rig: Rig, source: ModuleType = cuda_source) -> list[np.ndarray]:
         with pytest.raises(BackendError, match="UNKNOWN to cuGraphLaunch"):
             seg.step(frames[4], squares(1))  # the given mask was on its way
         rig.driver.answers.clear()
-        backend.open(plan(*SIZE, 480))
+        backend.open(Geometry.fit(*SIZE, 480))
         backend.arrange([-1], 4)
         backend.arrange([0], 8)  # a memory that is enlarged before it was ever used
-        backend.open(plan(*SIZE, 480))
+        backend.open(Geometry.fit(*SIZE, 480))
         backend.arrange([-1], 4)  # and one that is given up
         answers.append(seg.start(frames[1], squares(1)))
     return answers

@@ -97,7 +97,7 @@ def test_half_precision(folder, film, reference):
     bundle = network_bundle(folder / "fp16", 1, SIZE, "fp16")
     with rigged([bundle]) as rig, Segmenter(rig.backend(), MODEL, "h") as seg:
         got = list(seg.segment(frames, mask))
-        assert seg._backend.memory()[0].dtype == np.float32
+        assert seg._backend.export_memory()[0].dtype == np.float32
         off = float(np.abs(seg.probabilities - reference.probabilities).max())
     agreed = overlap(got, want)
     print(f"IoU of fp16 with the reference: {agreed:.5f}; probabilities differ by {off:.5f}")

@@ -21,7 +21,7 @@ from engine.model import CONFIGS, load
 from engine.runtime.base import StepInput
 from engine.runtime.ort import OrtBackend
 from engine.runtime.reference import ReferenceBackend
-from engine.weights import FOLDER, available, file_hash, graph_path, weights_path
+from engine.weights import FOLDER, available, graph_path, short_hash, weights_path
 
 SHIPPED = available()
 
@@ -139,10 +139,10 @@ def step_both(backends, rng, height, width, objects, reads):
         backend.open(geometry)
         poisoned = keys.copy(), values.copy()
         poisoned[0][0], poisoned[1][0] = np.nan, np.nan
-        backend.restore(*poisoned)
+        backend.import_memory(*poisoned)
         mask = backend.step(task)
         soft, scores = backend.probabilities().copy(), backend.scores().copy()
-        yield mask, soft, *(x[0] for x in backend.memory()), scores
+        yield mask, soft, *(x[0] for x in backend.export_memory()), scores
 
 
 @pytest.mark.parametrize(("height", "width", "objects", "reads"), [
@@ -199,7 +199,7 @@ def test_exporting_twice_gives_the_same_bytes(exported, tmp_path):
     name, folder = exported
     exporter.export(randomised(name, seed=1), name, tmp_path)
     for path in (weights_path, graph_path):
-        assert file_hash(path(name, tmp_path)) == file_hash(path(name, folder))
+        assert short_hash(path(name, tmp_path)) == short_hash(path(name, folder))
 
 
 @pytest.mark.parametrize("name", SHIPPED)

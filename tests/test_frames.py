@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from engine.geometry import (
     MAX_ASPECT,
     STRIDE,
+    Geometry,
     frame_to_network,
     masks_to_network,
-    plan,
     probabilities_to_source,
 )
 
@@ -22,7 +22,7 @@ sides = st.integers(1, 5000)
 
 @given(sides, sides, st.integers(16, 1080))
 def test_plan(height, width, size):
-    geometry = plan(height, width, size)
+    geometry = Geometry.fit(height, width, size)
     h, w = geometry.network
     assert geometry.source == (height, width)
     assert 1 <= h <= height and 1 <= w <= width, "never enlarged"
@@ -35,7 +35,7 @@ def test_plan(height, width, size):
 
 
 def test_davis_keeps_its_resolution():
-    geometry = plan(480, 854, 480)
+    geometry = Geometry.fit(480, 854, 480)
     assert geometry.network == (480, 854)
     assert geometry.padded == (480, 864)
     assert geometry.tokens == 1620
@@ -43,7 +43,7 @@ def test_davis_keeps_its_resolution():
 
 def test_frame_of_the_networks_size_is_untouched(rng):
     frame = rng.integers(0, 256, (48, 50, 3), dtype=np.uint8)
-    assert frame_to_network(frame, plan(48, 50, 48)) is frame
+    assert frame_to_network(frame, Geometry.fit(48, 50, 48)) is frame
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_frame_of_the_networks_size_is_untouched(rng):
 )
 def test_resize_is_antialiased_bilinear(rng, height, width, size):
     frame = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    geometry = plan(height, width, size)
+    geometry = Geometry.fit(height, width, size)
     got = frame_to_network(frame, geometry)
     planes = torch.from_numpy(frame).permute(2, 0, 1)[None].double()
     want = torch.nn.functional.interpolate(
@@ -63,7 +63,7 @@ def test_resize_is_antialiased_bilinear(rng, height, width, size):
 
 def test_masks_are_split_by_id_and_padded_by_their_edge(rng):
     mask = rng.integers(0, 4, (33, 47)).astype(np.uint8) * 50
-    geometry = plan(33, 47, 480)
+    geometry = Geometry.fit(33, 47, 480)
     planes = masks_to_network(mask, [150, 50], geometry)
     assert planes.shape == (2, 48, 48) and planes.dtype == np.float32
     assert np.array_equal(planes[0, :33, :47], mask == 150)
@@ -75,14 +75,14 @@ def test_masks_are_split_by_id_and_padded_by_their_edge(rng):
 def test_shrunk_masks_keep_their_area(rng):
     mask = np.zeros((400, 600), np.uint8)
     mask[100:300, 200:500] = 9
-    geometry = plan(400, 600, 100)
+    geometry = Geometry.fit(400, 600, 100)
     (plane,) = masks_to_network(mask, [9], geometry)
     h, w = geometry.network
     assert plane[:h, :w].mean() == pytest.approx((mask > 0).mean(), rel=0.01)
 
 
 def test_probabilities_come_back_at_the_sources_size(rng):
-    geometry = plan(120, 200, 60)
+    geometry = Geometry.fit(120, 200, 60)
     soft = rng.random((3, *geometry.padded), np.float32)
     back = probabilities_to_source(soft, geometry)
     assert back.shape == (3, 120, 200) and back.dtype == np.float32

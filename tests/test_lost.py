@@ -7,7 +7,7 @@ import pytest
 
 from engine import Segmenter
 from engine.confidence import LostWatch
-from engine.geometry import pad_planes, plan
+from engine.geometry import Geometry, pad_planes
 from engine.options import LoadOptions
 from engine.runtime import create
 from engine.runtime.flip import FlipBackend
@@ -184,7 +184,7 @@ def test_a_mirrored_video_gives_mirrored_masks(ensemble, clip, width):
 
 
 def test_mirroring_keeps_the_padding_at_the_right(ensemble, rng):
-    geometry = plan(20, 30, 480)
+    geometry = Geometry.fit(20, 30, 480)
     ensemble.open(geometry)
     planes = pad_planes(rng.random((2, 20, 30), np.float32), geometry)
     there = ensemble.mirror(planes)

@@ -1,4 +1,4 @@
-"""Engines: what is said to TensorRT in both flavours, and real builds of small graphs."""
+"""Engines: what is said to TensorRT in both runtimes, and real builds of small graphs."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_the_full_tensorrt_is_told_of_types_and_its_timing_cache(tmp_path, stron
     cache = tmp_path / "caches" / "timing.bin"
     saved = types.SimpleNamespace(serialize=lambda: b"timings")
     module = stand_in(calls, strongly_typed, get_timing_cache=saved)
-    plan = trt.build_plan(module, "tensorrt", b"graph", ("sm_90",), "fp32", None, cache)
+    plan = trt.build_in_this_process(module, "tensorrt", b"graph", ("sm_90",), "fp32", None, cache)
     assert plan.data == b"plan" and plan.activation_bytes == 4711 and plan.weight_bytes == 0
     said = dict(calls)
     assert said["create_network"] == (2 if strongly_typed else 0,)
@@ -227,7 +227,7 @@ def test_the_full_tensorrt_is_told_of_types_and_its_timing_cache(tmp_path, stron
     assert cache.read_bytes() == b"timings"
 
     calls.clear()
-    trt.build_plan(module, "tensorrt", b"graph", ("sm_90",), "fp16", None, cache)
+    trt.build_in_this_process(module, "tensorrt", b"graph", ("sm_90",), "fp16", None, cache)
     assert dict(calls)["create_timing_cache"] == (b"timings",)
     assert "clear_flag" not in dict(calls)
 
@@ -235,7 +235,7 @@ def test_the_full_tensorrt_is_told_of_types_and_its_timing_cache(tmp_path, stron
 def test_a_profile_is_told():
     calls: list = []
     profile = {"image": ((1, 3, 32, 32), (1, 3, 64, 64), (1, 3, 96, 96))}
-    trt.build_plan(stand_in(calls, True), "tensorrt", b"g", ("sm_90",), "fp16", profile)
+    trt.build_in_this_process(stand_in(calls, True), "tensorrt", b"g", ("sm_90",), "fp16", profile)
     assert dict(calls)["set_shape"] == ("image", *profile["image"])
     assert "add_optimization_profile" in dict(calls)
 
@@ -243,4 +243,4 @@ def test_a_profile_is_told():
 def test_a_failed_build_gives_the_first_error():
     module = stand_in([], True, build_serialized_network=None, error="no tactic\nfor this")
     with pytest.raises(BackendError, match="^no tactic for this$"):
-        trt.build_plan(module, "tensorrt", b"g", ("sm_90",), "fp16")
+        trt.build_in_this_process(module, "tensorrt", b"g", ("sm_90",), "fp16")

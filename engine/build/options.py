@@ -19,7 +19,7 @@ FRAMES = 6
 class Options:
     """What to build. size: (H, W), the network's padded resolution. objects: the buckets, a bundle
     each. dynamic: least and greatest side, for one engine of all sizes between. targets and runtime
-    None: chosen by what is there. frames: of the clip that parity is proved on."""
+    None: chosen by what is there. frames: of the clip that agreement is checked on."""
 
     models: tuple[str, ...] = ()
     precision: str = "fp16"

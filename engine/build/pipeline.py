@@ -1,7 +1,7 @@
 """Build what an NVIDIA GPU runs: ``python -m engine.build --fp16``.
 
-Weights → typed ONNX stages, checked → proof in ONNX Runtime that they agree with PyTorch (a build
-stops where they do not) → TensorRT engines → the kernels' cubins → a bundle per model in
+Weights → typed ONNX stages → a check in ONNX Runtime that they agree with PyTorch (a build stops
+where they do not) → TensorRT engines → the kernels' cubins → a bundle per model in
 ``build/bundles/``. With TensorRT for RTX it needs no GPU. See ``engine/bundle.py``.
 """
 
@@ -41,7 +41,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _Job:
     """Options with all choices made."""
 
     options: Options
@@ -67,17 +67,16 @@ def build(options: Options, say: Say = print) -> list[Path]:
     say(f"targets {', '.join(targets)}: {why}")
     from engine.data.clips import demo_clip
 
-    plan = _Plan(options, runtime, version, targets, demo_clip(options.size, options.frames))
-    made = [_build_one(plan, name, k, say) for name in names for k in options.objects]
+    job = _Job(options, runtime, version, targets, demo_clip(options.size, options.frames))
+    made = [_build_one(job, name, k, say) for name in names for k in options.objects]
     for folder in made:
         say(f"{folder}")
     return made
 
 
-def report(options: Options, say: Say = print) -> None:
+def print_layer_reports(options: Options, say: Say = print) -> None:
     """Print each model's costs, bounds and what TensorRT would reformat; builds nothing."""
-    from engine.cost.report import ReadShape
-    from engine.cost.report import report as layer_report
+    from engine.cost.report import ReadShape, report
     from engine.export.stages import stage_graphs
     from engine.model import load
 
@@ -88,7 +87,7 @@ def report(options: Options, say: Say = print) -> None:
             tokens = options.size[0] * options.size[1] // 256
             read = ReadShape(tokens, model.config.key_dim, model.config.value_dim, k)
             say(f"# {name}, {options.size[0]}x{options.size[1]}, {k} object(s)\n")
-            say(layer_report(graphs, options.precision, read))
+            say(report(graphs, options.precision, read))
 
 
 def _models(options: Options) -> tuple[str, ...]:
@@ -104,10 +103,10 @@ def _models(options: Options) -> tuple[str, ...]:
     return names
 
 
-def _build_one(plan: _Plan, name: str, objects: int, say: Say) -> Path:
+def _build_one(job: _Job, name: str, objects: int, say: Say) -> Path:
     from engine.model import load
 
-    options = plan.options
+    options = job.options
     seconds: dict[str, float] = {}
     say(f"\n{name}, {options.size[0]}x{options.size[1]}, {objects} object(s), {options.precision}")
     weights, _ = find(name, options.weights)
@@ -115,15 +114,15 @@ def _build_one(plan: _Plan, name: str, objects: int, say: Say) -> Path:
     with _timed("export", seconds, say):
         graphs = export(model, options, objects)
     with _timed("parity", seconds, say):
-        parity = prove(name, model, graphs, plan, objects, say)
+        parity = check_agreement(name, model, graphs, job, objects, say)
     files: dict[str, bytes] = {}
     stages: dict[str, bundle.Stage] = {}
     with _timed("engines", seconds, say):
         for stage, forms in graphs.items():
-            stages[stage] = _engines(plan, stage, forms, files, say)
+            stages[stage] = _engines(job, stage, forms, files, say)
     with _timed("kernels", seconds, say):
         dims = model.config.key_dim, model.config.value_dim
-        kernels = cubins(options.precision, plan.targets, objects, dims, files)
+        kernels = cubins(options.precision, job.targets, objects, dims, files)
     low_high = None
     if options.dynamic:
         low, high = options.dynamic
@@ -132,12 +131,12 @@ def _build_one(plan: _Plan, name: str, objects: int, say: Say) -> Path:
         model=name,
         model_sha256=bundle.file_sha256(weights),
         precision=options.precision,
-        runtime=plan.runtime,
-        runtime_version=plan.version,
+        runtime=job.runtime,
+        runtime_version=job.version,
         size=options.size,
         objects=objects,
         dynamic=low_high,
-        targets=plan.targets,
+        targets=job.targets,
         versions=versions(),
         stages=stages,
         kernels=kernels,
@@ -147,7 +146,7 @@ def _build_one(plan: _Plan, name: str, objects: int, say: Say) -> Path:
     folder = bundle.write_bundle(options.out, manifest, files)
     total = sum(map(len, files.values())) / _MB
     say(f"  {len(files)} files, {total:.1f} MB, {sum(seconds.values()):.0f} s")
-    _store_log(folder, plan, seconds)
+    _store_log(folder, job, seconds)
     return folder
 
 
@@ -166,11 +165,11 @@ def export(
     return forms
 
 
-def prove(
+def check_agreement(
     name: str,
     model: MobileVOS,
     graphs: dict[str, dict[str, onnx.ModelProto]],
-    plan: _Plan,
+    job: _Job,
     objects: int,
     say: Say,
 ) -> dict[str, Any]:
@@ -181,15 +180,15 @@ def prove(
     from engine.build.parity import check, compare, table
 
     figures: dict[str, Any] = {}
-    for group in engine_groups(plan.targets):
+    for group in engine_groups(job.targets):
         raw = {
             stage: forms.get(group[0], forms[""]).SerializeToString()
             for stage, forms in graphs.items()
         }
-        clip = plan.clip
+        clip = job.clip
         if figures:  # the same network in another form: two frames tell
             clip = replace(clip, images=clip.images[:2])
-        found = compare(model, raw, clip, objects, plan.options.precision)
+        found = compare(model, raw, clip, objects, job.options.precision)
         say(f"  against PyTorch in fp32, graphs for {', '.join(group)}:")
         for line in table(found):
             say(line)
@@ -199,29 +198,29 @@ def prove(
 
 
 def _engines(
-    plan: _Plan,
+    job: _Job,
     stage: str,
     forms: dict[str, onnx.ModelProto],
     files: dict[str, bytes],
     say: Say,
 ) -> bundle.Stage:
     """Build a stage's engines into ``files``; one for all targets but Turing, which has its own."""
-    options = plan.options
+    options = job.options
     engines, sources = {}, {}
-    for group in engine_groups(plan.targets):
+    for group in engine_groups(job.targets):
         form = group[0] if group[0] in forms else ""
         graph = forms[form].SerializeToString()
         source = f"{stage}.{form}.onnx" if form else f"{stage}.onnx"
         # TensorRT tunes for one GPU, whose name is not in the graph.
-        cache = CACHES / f"timing-{plan.version}-{group[0]}.bin"
+        cache = CACHES / f"timing-{job.version}-{group[0]}.bin"
         profile = _profile(forms[form], options) if options.dynamic else None
         built = trt.build_engine(
-            plan.runtime,
+            job.runtime,
             graph,
             group,
             options.precision,
             profile,
-            cache if plan.runtime == "tensorrt" else None,
+            cache if job.runtime == "tensorrt" else None,
         )
         file = f"{stage}.{group[0]}{'+' if len(group) > 1 else ''}.engine"
         files[source], files[file] = graph, built.data
@@ -313,13 +312,13 @@ def versions() -> dict[str, str]:
     return {"mobilevos-engine": __version__, "python": platform.python_version(), **found}
 
 
-def _store_log(folder: Path, plan: _Plan, seconds: dict[str, float]) -> None:
+def _store_log(folder: Path, job: _Job, seconds: dict[str, float]) -> None:
     """Durations, beside the bundle: in it they would change its hash."""
     log = {
         "bundle": folder.name,
         "seconds": {k: round(v, 1) for k, v in seconds.items()},
         "machine": f"{platform.system()} {platform.machine()}",
-        "runtime": f"{plan.runtime} {plan.version}",
+        "runtime": f"{job.runtime} {job.version}",
     }
     path = folder.with_name(f"{folder.name}.log.json")
     write_atomic(path, (json.dumps(log, indent=1) + "\n").encode())
@@ -337,4 +336,4 @@ def _timed(what: str, seconds: dict[str, float], say: Say) -> Iterator[None]:
 def main(argv: list[str] | None = None) -> int:
     """Build or report; returns the exit code."""
     options, report_only = parse(argv)
-    return run(lambda: report(options) if report_only else build(options))
+    return run(lambda: print_layer_reports(options) if report_only else build(options))

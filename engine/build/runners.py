@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from engine.bundle import Bundle
-from engine.export.stages import OUTPUTS, Decode, EncodeQuery
+from engine.export.stages import OUTPUTS, DecodeAndEncodeValue, EncodeQuery
 from engine.geometry import Geometry
 from engine.model import MobileVOS
 from engine.runtime.gpu.driver import Device, Scope
@@ -36,7 +36,7 @@ class Reference:
     """The stages in PyTorch, fp32."""
 
     def __init__(self, model: MobileVOS) -> None:
-        self.encode, self.decode = EncodeQuery(model).eval(), Decode(model).eval()
+        self.encode, self.decode = EncodeQuery(model).eval(), DecodeAndEncodeValue(model).eval()
 
     def run(self, stage: str, inputs: Arrays) -> Arrays:
         """Run ``encode_query`` or ``decode``."""

@@ -19,7 +19,7 @@ OLDEST = (10, 12)
 
 
 def choose_runtime(name: str | None) -> tuple[str, str]:
-    """The flavour to build with, and why: ``name``, or what is installed.
+    """The runtime to build with, and why: ``name``, or what is installed.
 
     Raises MissingExtraError if it, or any, is not installed.
     """
@@ -40,7 +40,7 @@ def choose_runtime(name: str | None) -> tuple[str, str]:
 
 
 def load(runtime: str) -> Any:
-    """Import a flavour's module.
+    """Import a runtime's module.
 
     Raises MissingExtraError, or BackendError for a version that is too old or does not load.
     """
@@ -77,7 +77,7 @@ def device_target() -> str | None:
 def choose_targets(runtime: str, wanted: Sequence[str] | None) -> tuple[tuple[str, ...], str]:
     """The architectures to build for, in ascending order, and why.
 
-    Raises InputError for a target that the flavour cannot build, BackendError without a GPU where
+    Raises InputError for a target that the runtime cannot build, BackendError without a GPU where
     one is needed.
     """
     here = device_target()

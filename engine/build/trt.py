@@ -38,7 +38,7 @@ Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuiltEngine:
     """A serialised engine. Bytes of device memory as TensorRT told them, 0 if it did not."""
 
     data: bytes
@@ -54,7 +54,7 @@ def build_engine(
     precision: str,
     profile: Profile | None = None,
     timing_cache: Path | None = None,
-) -> Plan:
+) -> BuiltEngine:
     """Build an engine of a serialised ONNX graph, in a process of its own.
 
     timing_cache: the full TensorRT's, read and written. Raises BackendError with TensorRT's reason.
@@ -88,10 +88,10 @@ def build_engine(
                 + lines[-1].removeprefix("error: ")
             )
         told = json.loads((Path(folder) / "told.json").read_text())
-        return Plan(data=(Path(folder) / "engine").read_bytes(), **told)
+        return BuiltEngine(data=(Path(folder) / "engine").read_bytes(), **told)
 
 
-def build_plan(
+def build_in_this_process(
     trt: Any,
     runtime: str,
     graph: bytes,
@@ -99,7 +99,7 @@ def build_plan(
     precision: str,
     profile: Profile | None = None,
     timing_cache: Path | None = None,
-) -> Plan:
+) -> BuiltEngine:
     """Build with the module ``trt`` in this process; see :func:`build_engine`."""
     began = time.perf_counter()
     log = _make_log(trt)
@@ -130,14 +130,14 @@ def build_plan(
         for name, (least, best, most) in profile.items():
             shapes.set_shape(name, least, best, most)
         config.add_optimization_profile(shapes)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
+    data = builder.build_serialized_network(network, config)
+    if data is None:
         raise BackendError(one_line(log.worst()) or "TensorRT gave no reason")
     if cache is not None and timing_cache is not None:
         make_folder(timing_cache.parent)
         write_atomic(timing_cache, bytes(config.get_timing_cache().serialize()))
     told = {name: log.number(pattern) for name, pattern in _MEMORY.items()}
-    return Plan(bytes(plan), seconds=time.perf_counter() - began, **told)
+    return BuiltEngine(bytes(data), seconds=time.perf_counter() - began, **told)
 
 
 def _make_log(trt: Any) -> Any:
@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
 def _build_here() -> None:
     request = json.loads(Path("request.json").read_text())
     cache = request["timing_cache"]
-    plan = build_plan(
+    built = build_in_this_process(
         load(request["runtime"]),
         request["runtime"],
         Path("graph.onnx").read_bytes(),
@@ -183,11 +183,11 @@ def _build_here() -> None:
         request["profile"],
         Path(cache) if cache else None,
     )
-    Path("engine").write_bytes(plan.data)
+    Path("engine").write_bytes(built.data)
     told = {
-        "activation_bytes": plan.activation_bytes,
-        "weight_bytes": plan.weight_bytes,
-        "seconds": plan.seconds,
+        "activation_bytes": built.activation_bytes,
+        "weight_bytes": built.weight_bytes,
+        "seconds": built.seconds,
     }
     Path("told.json").write_text(json.dumps(told))
 

@@ -34,7 +34,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def report() -> Iterator[str]:
+def describe() -> Iterator[str]:
     """The lines that ``python -m engine info`` prints."""
     yield "  ".join(f"{name} {version}" for name, version in versions().items())
     yield f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
@@ -48,6 +48,6 @@ def report() -> Iterator[str]:
     yield "models"
     for name in weights.MODELS:
         if name in weights.available():
-            yield f"  {name:<28} weights {weights.file_hash(weights.weights_path(name))}"
+            yield f"  {name:<28} weights {weights.short_hash(weights.weights_path(name))}"
         else:
             yield f"  {name:<28} no trained weights in this version"

@@ -26,7 +26,7 @@ from engine.errors import run
 from engine.files import make_folder, write_atomic
 from engine.runtime.ort import WEIGHTS_HASH, OrtBackend
 from engine.segmenter import Segmenter
-from engine.weights import DEFAULT_MODEL, FOLDER, MODELS, file_hash, find, int8_path
+from engine.weights import DEFAULT_MODEL, FOLDER, MODELS, find, int8_path, short_hash
 
 Inputs = dict[str, NDArray[Any]]
 
@@ -53,7 +53,7 @@ def record(model: str, folder: Path, root: Path, without: Sequence[str]) -> list
     dataset = Dataset.find(root)
     dataset.sequences(without)  # a misspelt name must not put its sequence into the calibration
     steps = []
-    with Segmenter(recorder := Recorder(graph), model, file_hash(weights)) as segmenter:
+    with Segmenter(recorder := Recorder(graph), model, short_hash(weights)) as segmenter:
         for name in dataset.sequences(None):
             if name in without:
                 continue
@@ -109,7 +109,7 @@ def quantize(model: str, folder: Path, steps: Sequence[Inputs]) -> bytes:
     for node in result.graph.node:
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
-    onnx.helper.set_model_props(result, {WEIGHTS_HASH: file_hash(weights)})
+    onnx.helper.set_model_props(result, {WEIGHTS_HASH: short_hash(weights)})
     onnx.checker.check_model(result)
     data: bytes = result.SerializeToString(deterministic=True)
     return data

@@ -48,7 +48,7 @@ class EncodeQuery(nn.Module):
         return key[0], *features
 
 
-class Decode(nn.Module):
+class DecodeAndEncodeValue(nn.Module):
     """Engine 2: ``decode``, aggregation, ``encode_value``."""
 
     def __init__(self, model: MobileVOS) -> None:
@@ -100,7 +100,9 @@ def stage_graphs(
     query_inputs = {"image": torch.zeros(1, 3, *size, dtype=dtype)}
     return {
         "encode_query": _export("encode_query", EncodeQuery(model), query_inputs, dynamic),
-        "decode": _export("decode", Decode(model), _decode_inputs(model, shape, dtype), dynamic),
+        "decode": _export(
+            "decode", DecodeAndEncodeValue(model), _decode_inputs(model, shape, dtype), dynamic
+        ),
     }
 
 

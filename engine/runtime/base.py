@@ -69,11 +69,11 @@ class Backend(Protocol):
         p are the soft masks at the network's padded size, [H, W]; see `engine.model.scores`.
         """
 
-    def memory(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def export_memory(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Copies of the keys [S, N, Ck] and values [S, K, N, Cv]."""
 
-    def restore(self, keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
-        """Replace the memory by what :meth:`memory` gave."""
+    def import_memory(self, keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
+        """Replace the memory by what :meth:`export_memory` gave."""
 
     def close(self) -> None:
         """Release everything; closing twice is fine."""

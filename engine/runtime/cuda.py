@@ -47,7 +47,7 @@ class CudaBackend:
     on_gpu = True
 
     def __init__(self, library: Library, graphs: bool = True) -> None:
-        self.name, self.library, self.graphs = library.flavour, library, graphs
+        self.name, self.library, self.graphs = library.backend, library, graphs
         self.device = library.device
         self._scope = Scope(self.device)
         self.upload, self.compute, self.download = (self._scope.stream() for _ in range(3))
@@ -222,14 +222,14 @@ class CudaBackend:
             return np.zeros((self._objects, 2), np.float32)
         return self._plan.host_scores[: self._objects].copy()
 
-    def memory(self) -> tuple[F32, F32]:
+    def export_memory(self) -> tuple[F32, F32]:
         if self._pool is None:
             raise BackendError("there is no memory yet; call start first")
         self.device.use()
         keys, values = self._pool.read(self._objects)
         return keys[: self._slots], values[: self._slots]
 
-    def restore(self, keys: F32, values: F32) -> None:
+    def import_memory(self, keys: F32, values: F32) -> None:
         self.arrange([-1] * values.shape[1], len(keys))
         assert self._pool is not None
         self._pool.write(keys, values)

@@ -74,14 +74,14 @@ class FlipBackend:
         p = self.soft[1:]
         return np.stack([p.mean((1, 2)), np.square(p).mean((1, 2))], 1)
 
-    def memory(self) -> tuple[F32, F32]:
-        keys, values = zip(*(view.memory() for view in self.views), strict=True)
+    def export_memory(self) -> tuple[F32, F32]:
+        keys, values = zip(*(view.export_memory() for view in self.views), strict=True)
         return np.concatenate(keys, -1), np.concatenate(values, -1)
 
-    def restore(self, keys: F32, values: F32) -> None:
+    def import_memory(self, keys: F32, values: F32) -> None:
         halves = zip(np.split(keys, 2, -1), np.split(values, 2, -1), strict=True)
         for view, (k, v) in zip(self.views, halves, strict=True):
-            view.restore(np.ascontiguousarray(k), np.ascontiguousarray(v))
+            view.import_memory(np.ascontiguousarray(k), np.ascontiguousarray(v))
 
     def close(self) -> None:
         for view in self.views:

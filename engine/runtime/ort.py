@@ -155,10 +155,10 @@ class OrtBackend:
     def scores(self) -> F32:
         return self.means
 
-    def memory(self) -> tuple[F32, F32]:
+    def export_memory(self) -> tuple[F32, F32]:
         return self.keys.copy(), self.values.copy()
 
-    def restore(self, keys: F32, values: F32) -> None:
+    def import_memory(self, keys: F32, values: F32) -> None:
         self.arrange([-1] * values.shape[1], len(keys))
         self.keys[:], self.values[:] = keys, values
 

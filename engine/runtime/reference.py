@@ -96,10 +96,10 @@ class ReferenceBackend:
     def scores(self) -> F32:
         return scores(self.soft).cpu().numpy()
 
-    def memory(self) -> tuple[F32, F32]:
+    def export_memory(self) -> tuple[F32, F32]:
         return self.keys.cpu().numpy().copy(), self.values.cpu().numpy().copy()
 
-    def restore(self, keys: F32, values: F32) -> None:
+    def import_memory(self, keys: F32, values: F32) -> None:
         self.keys = torch.tensor(keys, device=self.device)
         self.values = torch.tensor(values, device=self.device)
 

@@ -60,6 +60,6 @@ def find(name: str, folder: Path = FOLDER) -> tuple[Path, Path]:
     return weights_path(name, folder), graph_path(name, folder)
 
 
-def file_hash(path: Path) -> str:
+def short_hash(path: Path) -> str:
     """First 12 hexadecimal digits of the file's SHA-256."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]

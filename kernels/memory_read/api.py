@@ -87,7 +87,7 @@ def _run_triton(
     positions, key_dim = query.shape
     value_dim = values.shape[3]
     arch, multiprocessors = checks.arch_of(query.device)
-    plan = tiles.plan_memory_read(
+    plan = tiles.tile_memory_read(
         "fp16" if query.dtype == torch.float16 else "fp32",
         positions,
         key_dim,

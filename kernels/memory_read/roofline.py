@@ -53,7 +53,7 @@ def bounds(card: Card, dtype: str, work: Work) -> dict[str, float]:
     }
 
 
-def report(positions: int = 1620, objects: int = 1, reads: int = 2) -> str:
+def table(positions: int = 1620, objects: int = 1, reads: int = 2) -> str:
     """The README's table, in microseconds: 480×864, Ck = Cv = 64."""
     lines = [
         "| card, dtype | products | exponentials | fused traffic | bound | eager traffic |",
@@ -71,4 +71,4 @@ def report(positions: int = 1620, objects: int = 1, reads: int = 2) -> str:
 
 if __name__ == "__main__":
     print("Lower bounds by arithmetic, in microseconds; nothing here was measured.\n")
-    sys.stdout.write(report() + "\n")
+    sys.stdout.write(table() + "\n")

@@ -20,7 +20,7 @@ from kernels.tiles import LOG2E, MERGE_COLUMNS, MERGE_ROWS, MERGE_WARPS, cdiv
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kernels.tiles import ReadPlan
+    from kernels.tiles import ReadTiling
 
 _ROW_CHUNK = tl.constexpr(128)
 
@@ -197,7 +197,7 @@ def memory_read_triton(
     values: Tensor,
     slots: Tensor,
     out: Tensor,
-    plan: ReadPlan,
+    plan: ReadTiling,
 ) -> Tensor:
     """Launch the read on checked, contiguous tensors (``kernels.memory_read.api`` checks them)."""
     import torch

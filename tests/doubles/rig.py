@@ -25,7 +25,7 @@ from engine.weights import find
 from kernels import aot
 
 ARCH = "sm_86"
-FLAVOUR = "tensorrt-rtx"
+BACKEND = "tensorrt-rtx"
 MODEL = "mobilevos-mobilenetv2"
 WEIGHTS = bundle.file_sha256(find(MODEL)[0])
 
@@ -50,7 +50,7 @@ class Rig:
         """A segmenter, by the way that users take."""
         from engine.segmenter import Segmenter
 
-        return Segmenter.load(MODEL, FLAVOUR, bundles=self.bundles, **options)
+        return Segmenter.load(MODEL, BACKEND, bundles=self.bundles, **options)
 
     def backend(self, **options: Any) -> Any:
         """A new backend of the real source."""
@@ -64,7 +64,7 @@ class Rig:
         from engine.runtime.gpu.tensorrt import TensorRT
 
         device = Device()
-        return Library(device, TensorRT(FLAVOUR, device), MODEL, self.bundles, WEIGHTS)
+        return Library(device, TensorRT(BACKEND, device), MODEL, self.bundles, WEIGHTS)
 
 
 @contextlib.contextmanager
@@ -124,7 +124,7 @@ def write(
         model=MODEL,
         model_sha256=WEIGHTS,
         precision=precision,
-        runtime=FLAVOUR,
+        runtime=BACKEND,
         runtime_version="0",
         size=size,
         objects=objects,

@@ -40,7 +40,7 @@ def memory_read(before: bool, lie: int = 0) -> None:
     lie: how many positions more than there are the kernel is told of.
     """
     from kernels.memory_read.triton_impl import memory_read_triton
-    from kernels.tiles import ReadPlan
+    from kernels.tiles import ReadTiling
 
     for dtype in (torch.float16, torch.float32):
         # 7 is no slot: the kernel must skip it.
@@ -56,7 +56,7 @@ def memory_read(before: bool, lie: int = 0) -> None:
             if lie:  # the launcher takes N from the query
                 tensors[0] = torch.zeros(positions + lie, 32, dtype=dtype)
             for splits, block_v in ((1, 64), (3, 128)):
-                memory_read_triton(*tensors, ReadPlan(16, 16, block_v, 4, 2, splits))
+                memory_read_triton(*tensors, ReadTiling(16, 16, block_v, 4, 2, splits))
 
 
 def preprocess(before: bool) -> None:
@@ -82,7 +82,7 @@ def far_slots() -> None:
     """Slots beyond 2³¹ elements: pages that nothing touches cost nothing."""
     from kernels.memory_read.reference import memory_read_reference
     from kernels.memory_read.triton_impl import memory_read_triton
-    from kernels.tiles import ReadPlan
+    from kernels.tiles import ReadTiling
 
     positions, dims = 33, 64
     capacity = 2**31 // (positions * dims) + 2
@@ -102,7 +102,7 @@ def far_slots() -> None:
     query = torch.randn(positions, dims).half()
     table = torch.tensor([[capacity - 1]], dtype=torch.int32)
     out = torch.full((1, positions, dims), float("nan")).half()
-    memory_read_triton(query, keys, values, table, out, ReadPlan(16, 16, 64, 4, 2, 1))
+    memory_read_triton(query, keys, values, table, out, ReadTiling(16, 16, 64, 4, 2, 1))
     near = torch.zeros(1, 1, dtype=torch.int32)
     wanted = memory_read_reference(query.double(), keys[-1:].double(), values[-1:].double(), near)
     assert (out.double() - wanted).abs().max() < 1e-2

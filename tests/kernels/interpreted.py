@@ -34,7 +34,7 @@ class Interpreter:
         self._pool.shutdown()
 
     def memory_read(self, *arrays: np.ndarray, plan: tuple[int, ...] | None = None) -> np.ndarray:
-        """The kernel's readout; with ``plan`` (a ReadPlan's fields) instead of the API's choice."""
+        """The kernel's readout; ``plan``: a ReadTiling's fields, instead of the API's choice."""
         return self._pool.submit(_memory_read, arrays, plan).result()
 
     def preprocess(self, frame: np.ndarray, height: int, width: int, dtype: str) -> np.ndarray:
@@ -76,7 +76,7 @@ def _memory_read(arrays: tuple[np.ndarray, ...], plan: tuple[int, ...] | None) -
     import torch
 
     from kernels.memory_read import memory_read
-    from kernels.tiles import ReadPlan
+    from kernels.tiles import ReadTiling
 
     query, keys, values, slots = (torch.from_numpy(a) for a in arrays)
     shape = (values.shape[1], query.shape[0], values.shape[3])
@@ -86,7 +86,7 @@ def _memory_read(arrays: tuple[np.ndarray, ...], plan: tuple[int, ...] | None) -
     else:
         from kernels.memory_read.triton_impl import memory_read_triton
 
-        result = memory_read_triton(query, keys, values, slots, out, ReadPlan(*plan))
+        result = memory_read_triton(query, keys, values, slots, out, ReadTiling(*plan))
     assert result.data_ptr() == out.data_ptr()
     return out.numpy()
 

@@ -14,7 +14,7 @@ from kernels.memory_read.reference import memory_read_reference
 HALF, SINGLE = np.float16, np.float32
 ROUNDING = {HALF: 2.0**-11, SINGLE: 2.0**-24}
 # Tiles small enough for the interpreter, and for several of them to be needed: the fields of a
-# ReadPlan but the last, the number of splits. 128 columns: two objects of 64 share a block.
+# ReadTiling but the last, the number of splits. 128 columns: two objects of 64 share a block.
 NARROW, SHARED = (16, 16, 64, 4, 2), (16, 16, 128, 4, 2)
 
 Case = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]

@@ -15,7 +15,7 @@ GOLDEN = Path(__file__).parent / "golden" / "resources.json"
 
 
 def test_the_bounds_are_those_of_the_model() -> None:
-    assert roofline.report() in TEXT
+    assert roofline.table() in TEXT
 
 
 def test_the_code_table_is_that_of_the_golden_file() -> None:
@@ -46,7 +46,7 @@ def test_the_split_table_is_that_of_the_model() -> None:
         row = re.search(rf"^\| {card} \| (.*) \|$", TEXT, re.MULTILINE)
         assert row is not None
         for cell, objects in zip(row.group(1).split(" | "), (1, 2, 4, 8), strict=True):
-            plan = tiles.plan_memory_read(
+            plan = tiles.tile_memory_read(
                 "fp16", 1620, 64, 64, objects, 2, arch=arch, multiprocessors=multiprocessors
             )
             x, y, z = plan.grid(1620, objects, 64)

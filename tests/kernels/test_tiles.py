@@ -49,7 +49,7 @@ def test_splits_are_sound(blocks: int, steps: int, multiprocessors: int, residen
 @pytest.mark.parametrize(("multiprocessors", "arch"), [(84, "sm_86"), (132, "sm_90")])
 def test_a_frame_fills_the_card(multiprocessors: int, arch: str) -> None:
     """480×864, one object, two slots: 26 blocks without splits, on 84 or 132 multiprocessors."""
-    plan = tiles.plan_memory_read(
+    plan = tiles.tile_memory_read(
         "fp16", 1620, 64, 64, 1, 2, arch=arch, multiprocessors=multiprocessors
     )
     x, y, z = plan.grid(1620, 1, 64)

@@ -170,7 +170,7 @@ def plans(mvos: Any, fake: Any, metadata: list[dict[str, Any]]) -> None:
             shape = Shape(int(dtype == "fp32"), positions, 64, 64, objects, 300, reads)
             plan = Plan()
             assert mvos.mvos_memory_read_plan(c.byref(shape), c.byref(plan)) == OK, message(mvos)
-            wanted = tiles.plan_memory_read(
+            wanted = tiles.tile_memory_read(
                 dtype, positions, 64, 64, objects, reads,
                 arch=m["target"], multiprocessors=multiprocessors,
             )  # fmt: skip

@@ -150,7 +150,7 @@ class Plan:
         }
         self.scratch = scope.memory(program.scratch, "TensorRT's activations")
         kernel = program.kernels["memory_read"]
-        plan = tiles.plan_memory_read(
+        plan = tiles.tile_memory_read(
             program.precision,
             n,
             program.key_dim,

@@ -58,7 +58,7 @@ class Program:
         self.dtype: np.dtype[Any] = np.dtype(key.dtype)
         self.key_dim, self.value_dim = (t.at(manifest.size)[-1] for t in (key, value))
         self.cache = None
-        if tensorrt.flavour == "tensorrt-rtx":
+        if tensorrt.backend == "tensorrt-rtx":
             pin = bundle.sha256[:12]
             file = bundle.folder.with_name(f"{bundle.folder.name}.{device.arch}.{pin}.cache")
             self.cache = RuntimeCache(file)
@@ -141,7 +141,7 @@ class Program:
 
 
 class Library:
-    """The bundles of one model and flavour on one device, each loaded when it is first needed.
+    """The bundles of one model and backend on one device, each loaded when it is first needed.
 
     folder: where they lie. weights_sha256: of the model's weights, which bundles must be built of.
     expect_sha256: of the manifest of the one bundle that may be loaded. Takes over ``device``.
@@ -156,7 +156,7 @@ class Library:
         weights_sha256: str,
         expect_sha256: str | None = None,
     ) -> None:
-        self.device, self.flavour = device, tensorrt.flavour
+        self.device, self.backend = device, tensorrt.backend
         self._tensorrt, self._model, self._folder = tensorrt, model, folder
         self._weights, self._expected = weights_sha256, expect_sha256
         self._programs: dict[Path, Program] = {}
@@ -164,7 +164,7 @@ class Library:
 
     @classmethod
     def open(
-        cls, flavour: str, model: str, weights: Path, folder: Path, expect_sha256: str | None
+        cls, backend: str, model: str, weights: Path, folder: Path, expect_sha256: str | None
     ) -> Library:
         """The bundles that were built of the file ``weights``, on the first GPU.
 
@@ -172,7 +172,7 @@ class Library:
         """
         device = Device()
         try:
-            tensorrt = TensorRT(flavour, device)
+            tensorrt = TensorRT(backend, device)
         except BaseException:
             device.release()
             raise
@@ -184,7 +184,7 @@ class Library:
         Raises ModelError that names the command to build it, if there is none.
         """
         return find_bundle(
-            self._model, geometry.padded, objects, precision, self.flavour, self._folder
+            self._model, geometry.padded, objects, precision, self.backend, self._folder
         )
 
     def program(self, geometry: Geometry, objects: int, precision: str | None = None) -> Program:
@@ -211,18 +211,18 @@ class Library:
         self.device.release()
 
 
-def check(flavour: str, model: str | None, bundles: Path) -> None:
-    """Raise the error that says why the backend ``flavour`` cannot run ``model`` here."""
+def check(backend: str, model: str | None, bundles: Path) -> None:
+    """Raise the error that says why the backend ``backend`` cannot run ``model`` here."""
     need_driver()
-    module = MODULES[flavour]
+    module = MODULES[backend]
     if not find_module(module):
-        raise MissingExtraError(f"backend '{flavour}'", module, "gpu")
+        raise MissingExtraError(f"backend '{backend}'", module, "gpu")
     Device().release()
-    if not any(bundles.glob(f"{model or '*'}-*-{flavour}/{MANIFEST}")):
+    if not any(bundles.glob(f"{model or '*'}-*-{backend}/{MANIFEST}")):
         named = f" --model {model}" if model else ""
         raise BackendError(
-            f"nothing is built for '{flavour}' in '{bundles}'; run: python -m engine.build --fp16"
-            f"{named} --runtime {flavour}"
+            f"nothing is built for '{backend}' in '{bundles}'; run: python -m engine.build --fp16"
+            f"{named} --runtime {backend}"
         )
 
 

@@ -19,17 +19,17 @@ MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 
 
 class TensorRT:
-    """One flavour's runtime: it turns engine files into engines.
+    """One backend's runtime: it turns engine files into engines.
 
-    Raises MissingExtraError if ``flavour``, a key of :data:`MODULES`, is not installed.
+    Raises MissingExtraError if ``backend``, a key of :data:`MODULES`, is not installed.
     """
 
-    def __init__(self, flavour: str, device: Device) -> None:
+    def __init__(self, backend: str, device: Device) -> None:
         try:
-            self.api: Any = importlib.import_module(MODULES[flavour])
+            self.api: Any = importlib.import_module(MODULES[backend])
         except ImportError as error:
-            raise MissingExtraError(f"backend '{flavour}'", MODULES[flavour], "gpu") from error
-        self.flavour, self.device = flavour, device
+            raise MissingExtraError(f"backend '{backend}'", MODULES[backend], "gpu") from error
+        self.backend, self.device = backend, device
         self.logger = self.api.Logger(self.api.Logger.ERROR)
         self.runtime = self.api.Runtime(self.logger)
 
@@ -41,7 +41,7 @@ class TensorRT:
         engine = self.runtime.deserialize_cuda_engine(file.read_bytes())
         if engine is None:
             raise ModelError(
-                f"{self.flavour} {self.api.__version__} cannot load '{file}' on "
+                f"{self.backend} {self.api.__version__} cannot load '{file}' on "
                 f"{self.device.name} ({self.device.arch}): it was built for another version or "
                 f"GPU; {remedy}"
             )
