@@ -23,7 +23,7 @@ from engine.train.distill import (
     pick,
     representation,
 )
-from engine.train.follow import Following, asks_teacher, relations, normalise
+from engine.train.follow import Following, asks_teacher, normalise, relations
 from engine.train.recipes import CONFIGS
 from engine.train.unroll import Prediction, unroll
 
