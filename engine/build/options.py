@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine import bundle
+from engine.data.clips import Clip
 from engine.runtime.gpu.tensorrt import MODULES
 from engine.weights import FOLDER, MODELS
 
@@ -31,6 +32,17 @@ class Options:
     out: Path = bundle.DEFAULT_FOLDER
     weights: Path = FOLDER
     frames: int = FRAMES
+
+
+@dataclass(frozen=True)
+class Job:
+    """Options with all choices made."""
+
+    options: Options
+    runtime: str
+    version: str
+    targets: tuple[str, ...]
+    clip: Clip
 
 
 def parse(argv: list[str] | None) -> tuple[Options, bool]:

@@ -12,43 +12,30 @@ import importlib.util
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import __version__, bundle
-from engine.build import trt
-from engine.build.options import Options, parse
+from engine.build.contents import cubins, engines
+from engine.build.options import Job, Options, parse
 from engine.build.targets import TURING, choose_runtime, choose_targets, engine_groups
 from engine.build.targets import load as load_tensorrt
-from engine.errors import BackendError, MissingExtraError, ModelError, run
+from engine.errors import MissingExtraError, ModelError, run
 from engine.files import write_atomic
 from engine.weights import available, find
 
 if TYPE_CHECKING:
     import onnx
 
-    from engine.data.clips import Clip
     from engine.model import MobileVOS
 
 NEEDS = ("torch", "safetensors", "onnx", "onnxscript", "triton")
-CACHES = Path("build/cache")
 _MB = 1e6
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Options with all choices made."""
-
-    options: Options
-    runtime: str
-    version: str
-    targets: tuple[str, ...]
-    clip: Clip
 
 
 def build(options: Options, say: Say = print) -> list[Path]:
@@ -67,7 +54,7 @@ def build(options: Options, say: Say = print) -> list[Path]:
     say(f"targets {', '.join(targets)}: {why}")
     from engine.data.clips import demo_clip
 
-    job = _Job(options, runtime, version, targets, demo_clip(options.size, options.frames))
+    job = Job(options, runtime, version, targets, demo_clip(options.size, options.frames))
     made = [_build_one(job, name, k, say) for name in names for k in options.objects]
     for folder in made:
         say(f"{folder}")
@@ -103,7 +90,7 @@ def _models(options: Options) -> tuple[str, ...]:
     return names
 
 
-def _build_one(job: _Job, name: str, objects: int, say: Say) -> Path:
+def _build_one(job: Job, name: str, objects: int, say: Say) -> Path:
     from engine.model import load
 
     options = job.options
@@ -115,14 +102,12 @@ def _build_one(job: _Job, name: str, objects: int, say: Say) -> Path:
         graphs = export(model, options, objects)
     with _timed("parity", seconds, say):
         parity = check_agreement(name, model, graphs, job, objects, say)
-    files: dict[str, bytes] = {}
-    stages: dict[str, bundle.Stage] = {}
     with _timed("engines", seconds, say):
-        for stage, forms in graphs.items():
-            stages[stage] = _engines(job, stage, forms, files, say)
+        built = {stage: engines(job, stage, forms, say) for stage, forms in graphs.items()}
     with _timed("kernels", seconds, say):
         dims = model.config.key_dim, model.config.value_dim
-        kernels = cubins(options.precision, job.targets, objects, dims, files)
+        kernels, code = cubins(options.precision, job.targets, objects, dims)
+    files = code | {name: data for _, made in built.values() for name, data in made.items()}
     low_high = None
     if options.dynamic:
         low, high = options.dynamic
@@ -138,7 +123,7 @@ def _build_one(job: _Job, name: str, objects: int, say: Say) -> Path:
         dynamic=low_high,
         targets=job.targets,
         versions=versions(),
-        stages=stages,
+        stages={stage: told for stage, (told, _) in built.items()},
         kernels=kernels,
         parity=parity,
         files={},
@@ -169,7 +154,7 @@ def check_agreement(
     name: str,
     model: MobileVOS,
     graphs: dict[str, dict[str, onnx.ModelProto]],
-    job: _Job,
+    job: Job,
     objects: int,
     say: Say,
 ) -> dict[str, Any]:
@@ -197,114 +182,6 @@ def check_agreement(
     return figures
 
 
-def _engines(
-    job: _Job,
-    stage: str,
-    forms: dict[str, onnx.ModelProto],
-    files: dict[str, bytes],
-    say: Say,
-) -> bundle.Stage:
-    """Build a stage's engines into ``files``; one for all targets but Turing, which has its own."""
-    options = job.options
-    engines, sources = {}, {}
-    for group in engine_groups(job.targets):
-        form = group[0] if group[0] in forms else ""
-        graph = forms[form].SerializeToString()
-        source = f"{stage}.{form}.onnx" if form else f"{stage}.onnx"
-        # TensorRT tunes for one GPU, whose name is not in the graph.
-        cache = CACHES / f"timing-{job.version}-{group[0]}.bin"
-        profile = _profile(forms[form], options) if options.dynamic else None
-        built = trt.build_engine(
-            job.runtime,
-            graph,
-            group,
-            options.precision,
-            profile,
-            cache if job.runtime == "tensorrt" else None,
-        )
-        file = f"{stage}.{group[0]}{'+' if len(group) > 1 else ''}.engine"
-        files[source], files[file] = graph, built.data
-        engine = bundle.Engine(file, built.activation_bytes, built.weight_bytes)
-        engines.update(dict.fromkeys(group, engine))
-        sources.update(dict.fromkeys(group, source))
-        say(
-            f"  {file}: {len(built.data) / _MB:.1f} MB for {', '.join(group)}, activations "
-            f"{built.activation_bytes / _MB:.1f} MB, {built.seconds:.1f} s"
-        )
-    proto = forms[""]
-    return bundle.Stage(
-        inputs=_signature(proto.graph.input),
-        outputs=_signature(proto.graph.output),
-        onnx=sources,
-        engines=engines,
-    )
-
-
-def _signature(values: Any) -> dict[str, bundle.Tensor]:
-    """Dtypes and shapes of a graph's inputs or outputs."""
-    import onnx
-
-    from engine.export.stages import symbols
-
-    found = {}
-    for v in values:
-        dims, named = v.type.tensor_type.shape.dim, symbols(v.name)
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type)
-        found[v.name] = bundle.Tensor(
-            dtype=str(dtype), shape=tuple(d.dim_value or named[i] for i, d in enumerate(dims))
-        )
-    return found
-
-
-def _profile(graph: onnx.ModelProto, options: Options) -> trt.Profile:
-    """The least, best and greatest shape of every input with open dimensions."""
-    assert options.dynamic is not None
-    low, high = options.dynamic
-    return {
-        name: (tensor.at((low, low)), tensor.at(options.size), tensor.at((high, high)))
-        for name, tensor in _signature(graph.graph.input).items()
-        if tensor.open
-    }
-
-
-def cubins(
-    precision: str,
-    targets: Sequence[str],
-    objects: int,
-    dims: tuple[int, int],
-    files: dict[str, bytes],
-) -> dict[str, dict[str, str]]:
-    """Compile the kernels of a frame into ``files``; returns target → op → launch JSON.
-
-    dims: (Ck, Cv). Raises BackendError for a target without kernels.
-    """
-    from kernels import aot, tiles
-
-    wanted = {f"preprocess-{precision}", "mask_head-fp32"}
-    (ck, cv), columns = dims, tiles.value_block(precision, objects, dims[1])
-    wanted |= {
-        f"memory_read-{precision}-ck{ck}-cv{cv}-v{columns}",
-        f"memory_read_merge-{precision}-cv{cv}",
-    }
-    found: dict[str, dict[str, str]] = {}
-    for target in targets:
-        if target not in tiles.SHARED_LIMIT:
-            raise BackendError(
-                f"the Triton kernels are not made for {target}; they are for "
-                f"{', '.join(tiles.SHARED_LIMIT)}. On this GPU use the backend onnx-cuda"
-            )
-        found[target] = {}
-        for variant in aot.variants(target, *dims):
-            if variant.name in wanted:
-                built = aot.compile_variant(variant, target)
-                stem = f"{variant.name}.{target}"
-                files[f"{stem}.cubin"] = built.cubin
-                text = json.dumps(aot.launch_metadata(built), indent=1) + "\n"
-                files[f"{stem}.json"] = text.encode()
-                found[target][variant.op] = f"{stem}.json"
-    return found
-
-
 def versions() -> dict[str, str]:
     """What the bundle was made with."""
     packages = ("onnx", "onnxruntime", "onnxscript", "torch", "triton")
@@ -312,7 +189,7 @@ def versions() -> dict[str, str]:
     return {"mobilevos-engine": __version__, "python": platform.python_version(), **found}
 
 
-def _store_log(folder: Path, job: _Job, seconds: dict[str, float]) -> None:
+def _store_log(folder: Path, job: Job, seconds: dict[str, float]) -> None:
     """Durations, beside the bundle: in it they would change its hash."""
     log = {
         "bundle": folder.name,
