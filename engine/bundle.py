@@ -1,9 +1,11 @@
-"""A bundle: all that the GPU runs of one model, in a folder with a manifest of hashes.
+"""A bundle: everything that a GPU runs for one model, in a folder with a manifest of hashes.
 
 ``<model>-<HxW>-k<K>-<precision>-<runtime>/`` holds ``manifest.json``, the stages' ONNX graphs,
 their engines, and the kernels' cubins with the JSON that says how to launch them. Nothing in it is
 unpickled. The hashes find corruption, not malice: an engine and a cubin are executable content, so
 load only what you trust, or pin the manifest with ``expect_sha256``.
+
+Longer than other files, so that one place knows the format: how it is written, checked and found.
 """
 
 from __future__ import annotations
@@ -60,8 +62,8 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Engine:
-    """One engine file. ``activation_bytes``: device memory that one execution needs besides inputs
-    and outputs; ``weight_bytes``: what the engine's weights take on the device (0: not told)."""
+    """One engine file. ``activation_bytes``: device memory that one run needs beside its inputs and
+    outputs; ``weight_bytes``: what the engine's weights take on the device. 0 = unknown."""
 
     file: str
     activation_bytes: int
@@ -83,7 +85,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class File:
-    """What a file of the bundle must be."""
+    """The hash and the size that a file of the bundle must have."""
 
     sha256: str
     bytes: int
@@ -91,7 +93,7 @@ class File:
 
 @dataclass(frozen=True)
 class Manifest:
-    """``manifest.json``.
+    """The content of ``manifest.json``.
 
     model_sha256: of the ``.safetensors`` file. runtime: ``tensorrt-rtx`` or ``tensorrt``, with its
     version. size: (H, W), the network's padded resolution, the largest if ``dynamic`` gives
@@ -133,14 +135,14 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files were checked."""
+    """A bundle whose files have been checked."""
 
     folder: Path
     manifest: Manifest
     sha256: str  # of manifest.json, and so of everything in it
 
     def path(self, file: str) -> Path:
-        """Where a file of the manifest lies."""
+        """The path of a file of the manifest."""
         return self.folder / file
 
 
@@ -205,7 +207,7 @@ def load_bundle(folder: Path, expect_sha256: str | None = None) -> Bundle:
 
 
 def parse_manifest(raw: bytes, path: Path) -> Manifest:
-    """Make a Manifest of a file's bytes; raises ModelError if it is of another form or version."""
+    """Parse a manifest's bytes; raise ModelError for another form or version."""
     try:
         data = json.loads(raw)
         found = data.get("format")
@@ -291,7 +293,7 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, 64 hexadecimal digits."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -303,13 +305,13 @@ def find_bundle(
     runtime: str | None = None,
     folder: Path = DEFAULT_FOLDER,
 ) -> Path:
-    """The folder of the bundle that fits best; its files are not checked.
+    """Return the folder of the bundle that fits best; its files are not checked.
 
     size: (H, W), the network's padded resolution (``Geometry.padded``), which must be the bundle's
     or lie in its range. Of several, the smallest bucket that holds ``objects`` wins, then fp16,
     then TensorRT, which was tuned on this machine's GPU.
 
-    Raises ModelError that names the command that builds it.
+    Raises ModelError, which names the command that builds a fitting one.
     """
     found = []
     for path in sorted(folder.glob(f"{model}-*/{MANIFEST}")) if folder.is_dir() else []:

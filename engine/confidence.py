@@ -1,4 +1,4 @@
-"""Which objects a frame lost, told from the soft masks alone.
+"""Tell from the soft masks alone which objects a frame lost.
 
 An object's confidence is Σp²/Σp over all pixels: the mean of p weighted by p itself, 1 for a mask
 of zeros and ones. How high it is in a good frame depends on the object – outlines and small parts
@@ -22,7 +22,7 @@ class LostRule:
     ratio: below this share of its usual confidence.
     floor: below this confidence, whatever is usual.
     area: with a Σp below so many pixels of the network's resolution.
-    seen_rate: how fast the usual confidence follows that of a frame in which the object is seen.
+    seen_rate: how fast the usual confidence follows the frame's while the object is seen.
     lost_rate: likewise while it is lost: an object that stays as soft as that is so by nature, and
         is followed again after a second or so.
     """
@@ -48,10 +48,10 @@ class LostWatch:
         pixels: int,
         given: Collection[int] = (),
     ) -> set[int]:
-        """The ids that a frame lost, by their scores [K, 2] (see `engine.model.scores`).
+        """Return the ids that a frame lost, judged by their scores [K, 2] (`engine.model.scores`).
 
-        ``pixels``: how many the scores are means of. ``given``: ids whose mask was given in this
-        frame; they are not lost, and what is usual for them is learnt anew.
+        pixels: how many pixels the scores are means over. given: the ids whose mask was given in
+        this frame; they are not lost, and their usual confidence is learnt anew.
         """
         rule, lost = self.rule, set()
         for label, (mean, square) in zip(ids, scores.tolist(), strict=True):
@@ -73,7 +73,7 @@ class LostWatch:
         self.usual.pop(label, None)
 
     def state(self, ids: Sequence[int]) -> NDArray[np.float64]:
-        """The usual confidences of ``ids``, NaN where there is none yet; see :meth:`restore`."""
+        """Return the usual confidences of ``ids`` for :meth:`restore`; NaN = none yet."""
         return np.array([self.usual.get(label, np.nan) for label in ids])
 
     def restore(self, ids: Sequence[int], state: NDArray[np.float64]) -> None:

@@ -48,7 +48,7 @@ class BackendError(EngineError):
 
 
 class MissingExtraError(BackendError):
-    """An optional dependency is not installed.
+    """An optional package is not installed.
 
     Parameters
     ----------
@@ -65,12 +65,12 @@ class MissingExtraError(BackendError):
 
 
 def pip_install(extra: str) -> str:
-    """The command that installs an extra, to be run in the folder of this repository."""
+    """Return the command that installs an extra, for the folder of this repository."""
     return f"pip install '.[{extra}]'"
 
 
 def one_line(text: object) -> str:
-    """The text with every run of white space as one space."""
+    """Return the text with every run of white space as one space."""
     return " ".join(str(text).split())
 
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and one clear line where they cannot."""
+"""Write files whole or not at all, and turn failures into one clear line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def output_errors(path: Path) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """Create ``path`` and its parents; raises OutputError if it is not a folder to write to."""
+    """Create ``path`` and its parents; raise OutputError if files cannot be written there."""
     with output_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".write-test"

@@ -1,6 +1,6 @@
-"""Sizes, and frames and masks brought from the source's resolution to the network's.
+"""The sizes of a video, and resizing between the source's resolution and the network's.
 
-Done on the host by Pillow, so that every backend sees the same bytes.
+Pillow resizes on the host, so that every backend there sees the same bytes.
 """
 
 from __future__ import annotations

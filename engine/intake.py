@@ -16,7 +16,7 @@ Mask = NDArray[np.uint8]  # [H, W], object ids, 0 = background
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
-    """Height and width as people write them, "width x height"."""
+    """Write a size as people do, "WIDTHxHEIGHT"."""
     return f"{shape[1]}x{shape[0]}"
 
 
@@ -32,7 +32,7 @@ def check_output(output: str, backend: Backend) -> str:
 
 
 def take_frame(frame: Any, backend: Backend) -> tuple[Any, tuple[int, ...]]:
-    """A frame as the backend takes it, and its shape; raises InputError if it cannot be one."""
+    """Return a frame as the backend takes it, and its shape; raise InputError if it is no frame."""
     if on_device(frame):
         if not backend.on_gpu:
             raise InputError(

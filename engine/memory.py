@@ -1,15 +1,15 @@
 """The memory's book: which slots there are, and which of them each object reads.
 
-Only the book-keeping; keys and values lie with the backend. Slots 0 and 1 hold the most recent
-frame by turns: while one is read, the other is written. Slots from 2 on are copies that stay. What
-stays is the policy:
+This is the book-keeping only; the backend holds the keys and values. Slots 0 and 1 take turns at
+holding the most recent frame: while one is read, the other is written. Slots from 2 on are copies
+that stay. The policy decides what stays:
 
 - ``finite`` (MobileVOS): of each object, the frame in which the caller gave its mask last.
 - ``infinite`` (STCN): every frame in which a mask was given, and every fifth frame. It grows for
   ever and gets slower with it; it is the baseline that the finite memory is measured against.
 
-Beside what stays, every object reads the most recent frame; an object that is lost reads, instead,
-the last frame in which it was seen, which is held in a slot of its own until it is back.
+Every object also reads the most recent frame. A lost object reads the last frame in which it was
+seen instead, which is held in a slot of its own until the object is back.
 """
 
 from __future__ import annotations
@@ -46,24 +46,24 @@ class Memory:
 
     @property
     def write(self) -> int:
-        """The slot that the frame being segmented is written to."""
+        """The slot that the present frame is written to."""
         return 1 - self.last
 
     @property
     def used(self) -> int:
-        """How many slots from 0 on have a content that matters."""
+        """How many slots, counted from 0, hold something that is still needed."""
         return max(self._taken(), default=RECENT - 1) + 1
 
     @property
     def slots(self) -> int:
-        """How many slots the pool must have: a power of two, so that it seldom changes size."""
+        """How many slots the pool needs: a power of two, so that it seldom changes size."""
         return max(2 * RECENT, 1 << (self.used - 1).bit_length())
 
     def table(self) -> NDArray[np.int32]:
-        """The slots that each object reads, int32 [K, R]: those that stay, then the most recent.
+        """Return the slots that each object reads, int32 [K, R]: those that stay, then the latest.
 
-        Rows are filled up with −1, of which that of an object before its first frame consists. R is
-        2 for the finite memory and grows for the infinite one.
+        Rows are padded with −1; before its first frame an object's row is all −1. R is 2 for the
+        finite memory and grows for the infinite one.
         """
         return pad([self._row(label) for label in self.ids], 2)
 
@@ -76,13 +76,13 @@ class Memory:
         return [*self.kept[label], self.held.get(label, self.last)]
 
     def add(self, ids: Sequence[int]) -> list[int]:
-        """Append objects; returns the old column of each column, −1 for new ones."""
+        """Append objects. Returns the old column of each column, −1 for new ones."""
         columns = [*range(len(self.ids)), *[NONE] * len(ids)]
         self.ids.extend(ids)
         return columns
 
     def remove(self, label: int) -> list[int]:
-        """Forget an object; returns the old column of each column that is left."""
+        """Forget an object. Returns the old column of each column that is left."""
         gone = self.ids.index(label)
         self.ids.remove(label)
         self.kept.pop(label, None)
@@ -91,10 +91,10 @@ class Memory:
         return [c for c in range(len(self.ids) + 1) if c != gone]
 
     def hold(self, lost: Iterable[int]) -> int | None:
-        """Say which objects the written frame lost, before ``turn``; all others are seen.
+        """Note which objects the written frame lost; call it before ``turn``.
 
-        Returns the slot that the last frame must be copied to for those that are newly lost, or
-        None.
+        All other objects count as seen. Returns the slot to copy the last frame to, for objects
+        that are newly lost, or None.
         """
         lost = set(lost)
         self.held = {label: slot for label, slot in self.held.items() if label in lost}
@@ -106,16 +106,16 @@ class Memory:
         return slot
 
     def turn(self) -> None:
-        """The frame was written: it is now the most recent one."""
+        """Make the frame that was written the most recent one."""
         self.last = self.write
         self.frames += 1
         self.doubled &= self.held.keys()
 
     def keep(self, given: Sequence[int] = ()) -> int | None:
-        """Let the most recent frame stay for the objects that need it, after ``turn``.
+        """Keep the most recent frame for the objects that need it; call it after ``turn``.
 
-        ``given``: the ids whose mask was given in it. Returns the slot that the frame must be
-        copied to, which those objects share, or None if it need not stay.
+        given: the ids whose mask was given in that frame. Returns the slot to copy the frame to,
+        which those objects share, or None if it need not stay.
         """
         wanted = set(given)
         if self.policy == "infinite" and self.frames % EVERY == 1:  # the 1st frame, the 6th …
@@ -164,7 +164,7 @@ class Memory:
 
 
 def pad(rows: Sequence[Sequence[int]], width: int) -> NDArray[np.int32]:
-    """Rows of slots as int32 [len(rows), R], filled up with −1; R is at least ``width``."""
+    """Rows of slots as int32 [len(rows), R], padded with −1; R is at least ``width``."""
     width = max([width, *map(len, rows)])
     table = np.full((len(rows), width), NONE, np.int32)
     for line, row in zip(table, rows, strict=True):
@@ -173,7 +173,7 @@ def pad(rows: Sequence[Sequence[int]], width: int) -> NDArray[np.int32]:
 
 
 def check_policy(policy: str) -> str:
-    """Return ``policy``; raise InputError if there is no such one."""
+    """Return ``policy``; raise InputError if it is not one of :data:`POLICIES`."""
     if policy not in POLICIES:
         raise InputError(f"unknown memory '{policy}'; choose one of: {', '.join(POLICIES)}")
     return policy

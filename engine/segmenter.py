@@ -1,4 +1,6 @@
-"""``Segmenter``: follow objects through a video, a frame at a time. The loop and nothing else."""
+"""``Segmenter``: follow objects through a video, a frame at a time. The loop and nothing else.
+
+Longer than other files, because every public method states its contract."""
 
 from __future__ import annotations
 
@@ -120,7 +122,7 @@ class Segmenter:
 
         The ids in ``mask`` [H, W], if given, are added, or corrected if they are known, in this
         frame: their pixels are as given, and the network remembers them so. All other objects are
-        followed on.
+        followed as before.
 
         Raises
         ------
@@ -172,7 +174,7 @@ class Segmenter:
         return cast(Mask, result)
 
     def _deliver(self, mask: Mask) -> Mask:
-        """A mask of the host as the caller wants it."""
+        """Return a mask of the host in the kind of array that the caller asked for."""
         if self.output == "numpy":
             return mask
         return cast(Mask, cast(GpuBackend, self._backend).to_gpu(mask))
@@ -208,12 +210,12 @@ class Segmenter:
                 yield self.step(frame) if i else self.start(frame, mask)
 
     def expect(self, frame: Frame) -> None:
-        """Say which frame, uint8 [H, W, 3], the step after the coming one gets: a GPU uploads it
+        """Announce the frame, uint8 [H, W, 3], of the step after the next, so that a GPU uploads it
         meanwhile.
 
-        A hint that changes no mask, for loops of one's own; :meth:`segment` gives it by itself. The
-        frame must be the same array as in its step, unchanged. What is wrong with it, that step
-        says; before ``start`` nothing happens.
+        A hint for loops of your own; it changes no mask, and :meth:`segment` gives it by itself.
+        Pass the same, unchanged array to the step later. The step reports what is wrong with the
+        frame; before ``start`` this does nothing.
         """
         with contextlib.suppress(InputError):
             if self._geometry is not None:
@@ -252,16 +254,16 @@ class Segmenter:
 
     @property
     def lost(self) -> tuple[int, ...]:
-        """Those of the ``ids`` that the last frame lost; each goes on from where it was last seen.
+        """The ``ids`` that the last frame lost; each is followed from where it was last seen.
 
-        Told by :mod:`engine.confidence`; the mask of a lost object is what the network makes of it
-        all the same, often nothing.
+        :mod:`engine.confidence` decides. The mask of a lost object is still what the network finds
+        of it, often nothing.
         """
         return tuple(label for label in self._memory.ids if label in self._memory.held)
 
     @property
     def lost_frames(self) -> dict[int, int]:
-        """Of each of the ``ids``, in how many frames since ``start`` it was lost."""
+        """How many frames since ``start`` lost each of the ``ids``."""
         return {label: self._lost_frames[label] for label in self._memory.ids}
 
     @property
@@ -280,7 +282,7 @@ class Segmenter:
         return Stats(self._frames, float(1 / times.mean()), float(p50), float(p99))
 
     def state_dict(self) -> dict[str, NDArray[np.generic]]:
-        """All that the next step depends on, as arrays; see :meth:`load_state_dict`."""
+        """Return all that the next step depends on, as arrays, for :meth:`load_state_dict`."""
         geometry, memory = self._started(), self._memory
         keys, values = self._backend.export_memory()
         used = memory.used
@@ -297,9 +299,9 @@ class Segmenter:
         }
 
     def load_state_dict(self, state: dict[str, NDArray[np.generic]]) -> None:
-        """Go on where :meth:`state_dict` was taken; the masks will be the same.
+        """Continue where :meth:`state_dict` was taken, with the same masks.
 
-        Raises InputError if the state is of another model or of other options.
+        Raises InputError if the state belongs to another model or to other options.
         """
         ours = {
             "model_hash": self.model_hash,

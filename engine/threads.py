@@ -11,9 +11,9 @@ T = TypeVar("T")
 
 
 class Prefetcher(Generic[T]):
-    """Iterator over ``iterable``, which a background thread runs up to ``depth`` items ahead.
+    """An iterator over ``iterable``; a background thread runs it up to ``depth`` items ahead.
 
-    An exception of the iterable is raised here, after every item that came before it. ``close``
+    An exception of the iterable is raised here, after the items before it. ``close``
     (or leaving the ``with`` block) stops the thread and closes the iterable.
     With ``drop_oldest`` a full queue loses its oldest item instead of making the producer wait,
     as a live camera wants; ``dropped`` counts them.
@@ -68,7 +68,7 @@ class Prefetcher(Generic[T]):
         return self
 
     def peek(self) -> T | None:
-        """The item that comes next, if it is there already."""
+        """Return the next item without taking it, or None if it is not there yet."""
         with self._changed:
             return self._items[0] if self._items else None
 
@@ -102,7 +102,7 @@ class Prefetcher(Generic[T]):
 
 
 def prefetch(iterable: Iterable[T], depth: int = 4, drop_oldest: bool = False) -> Prefetcher[T]:
-    """``iterable``, run up to ``depth`` items ahead in a background thread: see Prefetcher."""
+    """Run ``iterable`` up to ``depth`` items ahead in a background thread: see `Prefetcher`."""
     return Prefetcher(iterable, depth, drop_oldest)
 
 

@@ -4,6 +4,8 @@ Writes ``NAME.TARGET.cubin``, ``.ptx`` and ``.json`` for every kernel that the e
 GPU and no torch are needed, and the same sources, Triton and targets give the same bytes. The JSON
 says how to launch: kernel name, threads, shared memory, grid rule, parameters in order. Triton
 appends two scratch pointers that its own launcher fills; whoever launches by hand passes null.
+
+Longer than other files, because the list of every kernel's parameters stands here once.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ _CTYPES = {"fp16": "*fp16", "fp32": "*fp32"}
 
 @dataclass(frozen=True)
 class Variant:
-    """One kernel with everything fixed that is fixed at compile time.
+    """One kernel, with everything that is fixed at compile time.
 
     types: every run-time parameter in order, as Triton names types; constants: all others.
     grid: the blocks along x, y, z in terms of N (positions), K (objects) and other parameters.
@@ -109,7 +111,7 @@ def memory_read_variant(
 
 
 def merge_variant(dtype: str, value_dim: int) -> Variant:
-    """The join of the memory read's splits."""
+    """The kernel that joins the memory read's splits."""
     return Variant(
         op="memory_read_merge",
         name=f"memory_read_merge-{dtype}-cv{value_dim}",
@@ -134,7 +136,7 @@ def merge_variant(dtype: str, value_dim: int) -> Variant:
 
 
 def preprocess_variant(target: str, dtype: str) -> Variant:
-    """The preprocessing into ``dtype``."""
+    """The preprocessing kernel that writes ``dtype``."""
     tile = tiles.table()["preprocess"][target]["pixels"]
     return Variant(
         op="preprocess",
@@ -159,7 +161,7 @@ def preprocess_variant(target: str, dtype: str) -> Variant:
 
 
 def mask_head_variant(target: str, dtype: str) -> Variant:
-    """The mask head from ``dtype`` probabilities."""
+    """The mask head kernel that reads ``dtype`` probabilities."""
     tile = tiles.table()["mask_head"][target]["pixels"]
     return Variant(
         op="mask_head",

@@ -24,7 +24,7 @@ class Card:
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """Those that differ in speed."""
+        """The precisions that differ in speed."""
         return ("fp32",) if self.fp16 is None else ("fp16", "fp32")
 
     def flops(self, precision: str) -> float:

@@ -1,4 +1,4 @@
-"""Tile sizes and launch plans: an explicit table, no autotuner at run time.
+"""Tile sizes and launches: an explicit table, no autotuner at run time.
 
 ``tiles.json`` holds one entry per (op, architecture, shape class). The entries that ship were
 chosen without a GPU, from the compiled code alone: no spills, shared memory within the limit,

@@ -1,4 +1,4 @@
-"""The proof of agreement: all three networks pass it, and what is wrong does not."""
+"""The check of agreement: all three networks pass it, and what is wrong does not."""
 
 from __future__ import annotations
 

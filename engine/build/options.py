@@ -46,7 +46,7 @@ class Job:
 
 
 def parse(argv: list[str] | None) -> tuple[Options, bool]:
-    """The options of the command line, and whether only the report is wanted."""
+    """Parse the command line. Returns the options, and whether only the report is wanted."""
     p = argparse.ArgumentParser(
         prog="python -m engine.build",
         description="Build TensorRT engines and GPU kernels. With TensorRT for RTX no GPU is "

@@ -1,4 +1,4 @@
-"""Proof of agreement: a bundle's graphs in ONNX Runtime against the network in PyTorch, in fp32.
+"""Check a bundle's graphs in ONNX Runtime against the network in PyTorch, in fp32, on one clip.
 
 Three views of one clip. *stages*: each graph alone, on the reference's inputs. *forced*: the whole
 frame, but the memory is the reference's, so that errors do not add up. *free*: the whole loop on
@@ -49,7 +49,7 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Difference:
-    """An output against the reference's. peak: the largest magnitude there."""
+    """How an output differs from the reference's. peak: the reference's largest magnitude."""
 
     max: float
     rmse: float
@@ -65,7 +65,7 @@ class Difference:
 
 @dataclass
 class Parity:
-    """All figures of one comparison; see the module's text for the three views."""
+    """The figures of one comparison; the module's docstring explains the three views."""
 
     precision: str
     clip: str
@@ -78,7 +78,7 @@ class Parity:
     peak_at: str = ""
 
     def failures(self, limits: Limits | None = None) -> list[str]:
-        """What is beyond the limits, in words; empty if all is well."""
+        """Say what is beyond the limits; empty if nothing is."""
         limits = limits or LIMITS[self.precision]
         found = []
         for stage, outputs in self.stages.items():
@@ -119,7 +119,7 @@ class Parity:
 
 
 def _short(value: Any) -> Any:
-    """Three digits of a number."""
+    """Round a number to three digits."""
     return float(f"{value:.3g}") if isinstance(value, float) else value
 
 
@@ -193,7 +193,7 @@ def difference(want: NDArray[Any], got: NDArray[Any]) -> Difference:
 def _alone(
     runner: Runner, image: NDArray[Any], want: Arrays, got: Arrays, masks: Arrays
 ) -> dict[str, dict[str, Difference]]:
-    """Each stage on the reference's inputs."""
+    """Run each stage alone, on the reference's inputs."""
     decoded = runner.run("decode", decode_inputs(image, want["readout"], want, masks))
     return {
         "encode_query": {n: difference(want[n], got[n]) for n in OUTPUTS["encode_query"]},
@@ -222,7 +222,7 @@ def _logits(want: Arrays, got: Arrays, used: int) -> float:
 
 
 def _overlap(want: Arrays, got: Arrays, used: int) -> tuple[int, int]:
-    """Intersection and union of the masks, summed over the objects."""
+    """Return intersection and union of the masks, summed over the objects."""
     a, b = (x["probabilities"].argmax(0) for x in (want, got))
     ids = range(1, 1 + used)
     return (
@@ -234,7 +234,7 @@ def _overlap(want: Arrays, got: Arrays, used: int) -> tuple[int, int]:
 def _peaks(
     graphs: Mapping[str, bytes], image: NDArray[Any], want: Arrays, masks: Arrays
 ) -> tuple[float, str]:
-    """The largest magnitude of any fp16 tensor of the graphs, and its name."""
+    """Return the largest magnitude of any fp16 tensor of the graphs, and its name."""
     largest = 0.0, ""
     for stage, graph in graphs.items():
         watched = watch(graph)
@@ -248,7 +248,7 @@ def _peaks(
 
 
 def watch(graph: bytes) -> bytes:
-    """The graph with the largest magnitude of each fp16 tensor as another output, ``NAME.peak``."""
+    """Add an output ``NAME.peak`` to the graph for each fp16 tensor: its largest magnitude."""
     model = onnx.ModelProto.FromString(graph)
     fp16 = TensorProto.FLOAT16
     inner = [v.name for v in model.graph.value_info if v.type.tensor_type.elem_type == fp16]
@@ -269,7 +269,7 @@ def watch(graph: bytes) -> bytes:
 
 
 def table(parity: Parity) -> list[str]:
-    """The figures as lines of text."""
+    """Return the figures as lines of text."""
     lines = [f"    {'output':<28}{'dtype':<9}{'max':>9}{'RMSE':>9}{'max/peak':>10}"]
     for stage, outputs in parity.stages.items():
         for name, d in outputs.items():

@@ -39,7 +39,7 @@ Say = Callable[[str], None]
 
 
 def build(options: Options, say: Say = print) -> list[Path]:
-    """Build a bundle per model and bucket; returns their folders.
+    """Build a bundle for each model and bucket. Returns their folders.
 
     Raises
     ------
@@ -183,14 +183,14 @@ def check_agreement(
 
 
 def versions() -> dict[str, str]:
-    """What the bundle was made with."""
+    """Return the versions that the bundle was made with."""
     packages = ("onnx", "onnxruntime", "onnxscript", "torch", "triton")
     found = {p: importlib.metadata.version(p) for p in packages}
     return {"mobilevos-engine": __version__, "python": platform.python_version(), **found}
 
 
 def _store_log(folder: Path, job: Job, seconds: dict[str, float]) -> None:
-    """Durations, beside the bundle: in it they would change its hash."""
+    """Write the durations beside the bundle: inside they would change its hash."""
     log = {
         "bundle": folder.name,
         "seconds": {k: round(v, 1) for k, v in seconds.items()},

@@ -19,7 +19,7 @@ OLDEST = (10, 12)
 
 
 def choose_runtime(name: str | None) -> tuple[str, str]:
-    """The runtime to build with, and why: ``name``, or what is installed.
+    """Choose the runtime to build with: ``name``, or what is installed. Returns it and the reason.
 
     Raises MissingExtraError if it, or any, is not installed.
     """
@@ -75,7 +75,7 @@ def device_target() -> str | None:
 
 
 def choose_targets(runtime: str, wanted: Sequence[str] | None) -> tuple[tuple[str, ...], str]:
-    """The architectures to build for, in ascending order, and why.
+    """Choose the architectures to build for. Returns them, in ascending order, and the reason.
 
     Raises InputError for a target that the runtime cannot build, BackendError without a GPU where
     one is needed.
@@ -110,7 +110,7 @@ def choose_targets(runtime: str, wanted: Sequence[str] | None) -> tuple[tuple[st
 
 
 def engine_groups(targets: Sequence[str]) -> list[tuple[str, ...]]:
-    """Which targets share an engine: all but Turing, which would slow it down for the others.
+    """Group the targets that share an engine: all but Turing, which would slow the others down.
 
     https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix.html
     """

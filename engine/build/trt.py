@@ -39,7 +39,7 @@ Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """A serialised engine. Bytes of device memory as TensorRT told them, 0 if it did not."""
+    """A serialised engine. Bytes of device memory as TensorRT reports them, 0 = unknown."""
 
     data: bytes
     activation_bytes: int
@@ -158,7 +158,7 @@ def _make_log(trt: Any) -> Any:
             return errors[0] if errors else (self.lines[-1][1] if self.lines else "")
 
         def number(self, pattern: re.Pattern[str]) -> int:
-            """The last number that a line gave, or 0."""
+            """Return the last number in the log that fits, or 0."""
             found = [m for _, text in self.lines if (m := pattern.search(text))]
             return int(found[-1].group(1)) if found else 0
 

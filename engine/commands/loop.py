@@ -29,7 +29,7 @@ _COUNTER = "{n_fmt} frames, {rate_noinv_fmt}"
 
 
 class Run:
-    """The loop over the frames and what goes on beside it. say, warn: as for `job.segment`."""
+    """The loop over the frames and the work beside it. say, warn: as for `segment`."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class Run:
             self.video.write(overlay(frame.image, ids), frame.time - self.zero)
 
     def _abandon(self) -> None:
-        """An error of our own: keep the masks, drop the unfinished video."""
+        """After an error of our own, keep the masks and drop the unfinished video."""
         with contextlib.suppress(Exception):
             self.worker.close()
         if self.video is not None:

@@ -30,7 +30,7 @@ class SegmentOptions:
     credit: str | None = None
 
     def told(self) -> dict[str, Any]:
-        """The options that decide the results, as JSON values."""
+        """Return the options that decide the results, as JSON values."""
         values = {**asdict(self), **asdict(self.load)}
         values["box"] = self.box and list(self.box)
         for name in ("resume", "overwrite", "credit", "load", "output"):

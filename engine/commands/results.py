@@ -79,7 +79,7 @@ class Results:
         write_atomic(self.summary, text.encode())
 
     def save_resume(self, index: int, fingerprint: Mapping[str, Any], state: State) -> None:
-        """Note that all frames up to ``index`` are done (-1: none) and the segmenter's state."""
+        """Store that all frames up to ``index`` are done (-1: none), and the segmenter's state."""
         header = json.dumps({"index": index, "fingerprint": dict(fingerprint)}).encode()
         arrays: State = {_STATE + name: array for name, array in state.items()}
         arrays[_HEADER] = np.frombuffer(header, np.uint8)
@@ -92,7 +92,7 @@ class Results:
         return self._resume.exists()
 
     def load_resume(self, fingerprint: Mapping[str, Any]) -> tuple[int, State]:
-        """(index of the last frame done, segmenter's state); InputError if of another run."""
+        """Return (last frame done, segmenter's state); raise InputError for another run's."""
         try:
             with np.load(self._resume, allow_pickle=False) as file:
                 header = json.loads(file[_HEADER].tobytes())
@@ -112,13 +112,13 @@ class Results:
         return index, state
 
     def remove_resume(self) -> None:
-        """The run is finished: nothing is left to resume."""
+        """Remove the point to resume from: the run is finished."""
         with contextlib.suppress(OSError):
             self._resume.unlink()
 
 
 def fingerprint_of_input(name: str) -> str:
-    """A digest that tells one video or folder of images from another without reading all of it."""
+    """Return a digest that tells videos and folders of images apart without reading all of them."""
     path, digest = Path(name), hashlib.sha256()
     try:
         if path.is_dir():

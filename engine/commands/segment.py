@@ -31,9 +31,10 @@ def segment(
     warn: Say,
     load: Callable[[LoadOptions], AbstractContextManager[Any]] | None = None,
 ) -> None:
-    """Do the job. say: takes lines of results; warn: lines of notes and warnings.
+    """Follow the objects through the source and write the results.
 
-    load: makes the segmenter, if not `Segmenter.load`.
+    say: takes lines of results. warn: takes lines of notes and warnings. load: makes the segmenter,
+    by default `Segmenter.load`.
 
     Raises an EngineError, or KeyboardInterrupt on Ctrl-C, after what was done is safe on disk.
     """
@@ -58,7 +59,7 @@ def segment(
 def _look_at_earlier_results(
     results: Results, options: SegmentOptions, say: Say, warn: Say
 ) -> bool | None:
-    """True: resume; False: start at the first frame; None: all is done already."""
+    """Return True to resume, False to start at the first frame, None if all is done already."""
     if options.resume and options.overwrite:
         raise InputError("--resume and --overwrite exclude each other; give one of them")
     if not results.exist() or options.overwrite:

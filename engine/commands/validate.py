@@ -28,7 +28,7 @@ def validate(
     expect_sha256: str | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Validate a bundle; returns what is written.
+    """Validate a bundle. Returns what is written.
 
     Raises ModelError for a damaged bundle, other weights than it was built of, or graphs that do
     not agree; MissingExtraError.
@@ -69,7 +69,7 @@ def validate(
 def _compare(
     bundle: Bundle, weights: Path, frames: int, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], list[str], Any]:
-    """Each set of graphs, and the engines where they can run, against PyTorch.
+    """Compare each set of graphs, and the engines where they can run, with PyTorch.
 
     Returns the graphs' figures, what fails, and the engines' figures or why there are none.
     """

@@ -49,17 +49,17 @@ class Value:
 
     @property
     def elements(self) -> int:
-        """Of a scalar: 1."""
+        """Number of elements, 1 for a scalar."""
         return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
-        """Packed, without the padding of any format."""
+        """Bytes without padding."""
         return self.elements * helper.tensor_dtype_to_np_dtype(self.dtype).itemsize
 
     @property
     def dtype_name(self) -> str:
-        """As in ONNX, in lower case: ``float16``, ``float`` (32 bits), ``bool``."""
+        """The dtype as ONNX names it, in lower case: ``float16``, ``float`` (32 bits), ``bool``."""
         return str(TensorProto.DataType.Name(self.dtype)).lower()
 
 
@@ -74,12 +74,12 @@ class Cost:
 
     @property
     def bytes(self) -> int:
-        """Weights and activations."""
+        """Bytes of weights and activations."""
         return self.bytes_weights + self.bytes_activations
 
     @property
     def intensity(self) -> float:
-        """FLOPs a byte; 0 where no byte moves."""
+        """FLOPs per byte; 0 if no byte moves."""
         return self.flops / self.bytes if self.bytes else 0.0
 
 
@@ -102,7 +102,7 @@ class NodeCost:
 
     @property
     def unfused_bytes(self) -> int:
-        """Of activations, read and written."""
+        """Bytes of activations, read and written."""
         return sum(self.read.values()) + sum(self.written.values())
 
 
@@ -139,22 +139,22 @@ class Graph:
                 self.nodes.append(node)
 
     def value(self, name: str) -> Value:
-        """The tensor of that name."""
+        """Return the tensor of that name."""
         if name not in self._values:
             raise InputError(f"tensor '{name}' has no shape; costs need a graph of known operators")
         return self._values[name]
 
     def operands(self, node: NodeProto) -> list[Value]:
-        """The inputs of a node that are given, constants too."""
+        """Return the inputs of a node that are given, constants included."""
         return [self.value(name) for name in node.input if name]
 
     def activations(self, node: NodeProto) -> list[Value]:
-        """Its inputs that depend on the graph's, each once."""
+        """Return the inputs that depend on the graph's inputs, each once."""
         values = {v.name: v for v in self.operands(node) if not v.constant}
         return list(values.values())
 
     def results(self, node: NodeProto) -> list[Value]:
-        """Its outputs that are in use."""
+        """Return the outputs that are in use."""
         return [self.value(name) for name in node.output if name]
 
 
@@ -185,12 +185,12 @@ def node_costs(model: onnx.ModelProto) -> list[NodeCost]:
 
 
 def node_name(node: NodeProto, index: int) -> str:
-    """Its own name, or its operator and place in the graph."""
+    """Return the node's name, or its operator and place in the graph."""
     return node.name or f"{node.op_type}_{index}"
 
 
 def total(costs: Iterable[NodeCost], fused: bool = True) -> Cost:
-    """Sums over nodes; bytes_activations as ``fused`` says."""
+    """Sum over nodes; ``fused`` says which bytes of activations count."""
     costs = list(costs)
     return Cost(
         flops=sum(c.flops for c in costs),
@@ -211,7 +211,7 @@ def bound_ms(cost: Cost, card: Card, precision: str) -> float:
 
 
 def layered_bound_ms(costs: Iterable[NodeCost], card: Card, precision: str) -> float:
-    """Milliseconds, the sum of every node's own `bound_ms` (fused): nodes run one after another.
+    """Sum of every node's own `bound_ms` (fused), in milliseconds: nodes run one after another.
 
     Tighter than the bound of the sums, in which one node's products hide another's traffic.
     """

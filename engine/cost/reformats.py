@@ -43,7 +43,7 @@ class Reformat:
 
 
 def reformats(model: onnx.ModelProto) -> list[Reformat]:
-    """All of them, in the graph's order; raises InputError as `engine.cost.graph.Graph` does.
+    """List the reformats in the graph's order; raises InputError as `engine.cost.graph.Graph` does.
 
     Channels and boundaries are those of fp16 convolutions: fp32 has no groups to fill.
     """

@@ -47,7 +47,7 @@ def report(
     read: ReadShape,
     cards: Sequence[Card] = CARDS,
 ) -> str:
-    """The layer report in Markdown; arguments and errors as `analyse`."""
+    """Return the layer report as Markdown; arguments and errors as for `analyse`."""
     return render(analyse(stages, precision, read, cards))
 
 
@@ -57,7 +57,7 @@ def analyse(
     read: ReadShape,
     cards: Sequence[Card] = CARDS,
 ) -> dict[str, Any]:
-    """The layer report as data for JSON.
+    """Return the layer report as data.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ def _sum(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def render(data: Mapping[str, Any]) -> str:
-    """What `analyse` found, in Markdown."""
+    """Return what `analyse` found as Markdown."""
     rows = {**data["stages"], "sum": data["total"]}
     lines = [
         f"# Layer report, {data['precision']}: bounds, not measured",
@@ -182,7 +182,7 @@ def render(data: Mapping[str, Any]) -> str:
 
 
 def _pairs(row: Mapping[str, Any], key: str, digits: int) -> list[str]:
-    """A card each: the figure of the sums / the one layer by layer."""
+    """Return a cell for each card: the bound of the sums / the one layer by layer."""
     both = (row[key], row[f"layered_{key}"])
     return [
         " / ".join("–" if b[card] is None else f"{b[card]:.{digits}f}" for b in both)

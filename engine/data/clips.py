@@ -40,7 +40,7 @@ class Clip:
 
 
 def demo_clip(size: tuple[int, int], frames: int, every: int = 2) -> Clip:
-    """``frames`` frames of the demo's clip, every second one, resized to (H, W)."""
+    """Read ``frames`` frames of the demo's clip, every second one, resized to (H, W)."""
     source = open_source(CLIP)
     wanted = source.frames(end=frames * every, every=every)
     pictures = [Image.fromarray(f.image) for f in wanted]

@@ -18,7 +18,7 @@ RESOLUTIONS = ("480p", "1080p", "Full-Resolution")
 
 @dataclass(frozen=True)
 class Dataset:
-    """The two folders of a DAVIS layout that hold a folder of frames or masks a sequence."""
+    """The two folders of a DAVIS layout; each holds a folder for each sequence."""
 
     images: Path
     masks: Path
@@ -40,7 +40,7 @@ class Dataset:
         return cls(images, masks)
 
     def sequences(self, wanted: Sequence[str] | None) -> list[str]:
-        """All sequences, or those in ``wanted``; raises InputError for one that is missing."""
+        """Return all sequences, or those ``wanted``; raise InputError for one that is missing."""
         have = sorted(
             p.name for p in self.images.iterdir() if p.is_dir() and (self.masks / p.name).is_dir()
         )
@@ -54,7 +54,7 @@ class Dataset:
         return list(wanted) if wanted else have
 
     def frames(self, name: str) -> tuple[ImageFolder, list[Path]]:
-        """A sequence's frames and the paths of their masks, in order.
+        """Return a sequence's frames and the paths of their masks, in order.
 
         Raises InputError if a frame has no mask or there are fewer than three, since the first and
         the last are not counted.

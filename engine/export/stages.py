@@ -31,7 +31,7 @@ class StageShape:
 
     @property
     def tokens(self) -> int:
-        """N."""
+        """N, the positions of the 1/16 grid."""
         return self.height * self.width // 256
 
 
@@ -157,7 +157,7 @@ def _decode_inputs(model: MobileVOS, shape: StageShape, dtype: torch.dtype) -> d
 def _export(
     name: str, module: nn.Module, inputs: dict[str, Tensor], dynamic: bool
 ) -> onnx.ModelProto:
-    """One graph, checked, with the shapes of all its values inferred."""
+    """Export one graph, checked, with the shapes of all its values inferred."""
     shapes = None
     if dynamic:
         dims = {d: Dim(d, min=2) for d in "hwn"}

@@ -132,7 +132,7 @@ def step_graph(model: MobileVOS) -> onnx.ModelProto:
 def compose(
     before: onnx.ModelProto, core: onnx.ModelProto, after: onnx.ModelProto
 ) -> onnx.ModelProto:
-    """String three graphs together by the names of their values."""
+    """Join three graphs by the names of their values."""
     graph = onnx.GraphProto(name="mobilevos_step")
     for model in (before, core, after):
         graph.node.extend(model.graph.node)

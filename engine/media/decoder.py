@@ -21,7 +21,7 @@ _DECLARING = {"mov", "mp4", "matroska", "webm", "avi", "flv"}
 
 
 class Decoder:
-    """An opened video. Raises InputError where ``file`` cannot be opened or holds no video.
+    """An opened video. Raises InputError if ``file`` cannot be opened or holds no video.
 
     file, format: as PyAV takes them. name: as the user knows it. live: a camera or a broadcast,
     where a missing start or a lost packet is no error.
@@ -77,7 +77,7 @@ class Decoder:
         return float(duration) / 1e6  # AV_TIME_BASE
 
     def pictures(self) -> Iterator[VideoFrame]:
-        """Every good picture, once; raises TruncatedVideoError at the end of a broken video."""
+        """Yield every good picture once; raise TruncatedVideoError at the end of a broken video."""
         import av
 
         count, broken = 0, ""
@@ -111,7 +111,7 @@ class Decoder:
             )
 
     def _packets(self) -> Iterator[Any]:
-        """The video's packets; a damaged one only if more follow, so that no half frame shows."""
+        """Yield the packets; a damaged one only if more follow, so that no half frame shows."""
         streams = [s for s in self._container.streams if s is self._stream or s.type == "audio"]
         start = (self._container.start_time or 0) / 1e6
         held = None

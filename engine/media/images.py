@@ -20,7 +20,7 @@ _UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 def rgb(image: Image.Image) -> Image8:
-    """A Pillow image as uint8 RGB [H,W,3]: upright, 16 bits scaled to 8, alpha over black."""
+    """Convert an image to uint8 RGB [H,W,3]: upright, 16 bits scaled to 8, alpha over black."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):  # 16-bit grey comes as I;16 or I, by Pillow's version
         grey = np.asarray(image).astype(np.float32)
@@ -86,7 +86,7 @@ class ImageFolder:
             yield Frame(index, index / FOLDER_FPS, pixels)
 
     def close(self) -> None:
-        """Nothing is held open between two frames."""
+        """Do nothing: no file stays open between frames."""
 
 
 def _upright_size(path: Path) -> tuple[int, int]:

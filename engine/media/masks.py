@@ -1,4 +1,4 @@
-"""Mask files in and out, and masks drawn over frames.
+"""Read and write mask files.
 
 A mask is uint8 [H,W]: the id of each pixel's object, 0 for the background.
 """
@@ -138,7 +138,7 @@ def _antialiased(raw: _Raw) -> bool:
 
 
 def _as_ids(raw: _Raw, path: Path) -> tuple[Ids, str]:
-    """Ids [H,W] of the raw values, and a note where they are not simply these values."""
+    """Return ids [H,W] for the raw values, and a note where the ids are other numbers."""
     if raw.mapped and raw.colours is not None:
         return _colours_as_ids(raw.values, raw.colours, path)
     keys = np.unique(raw.values)
@@ -187,7 +187,7 @@ def _too_many(path: Path, count: int) -> InputError:
 
 
 def resize_ids(ids: Ids, size: tuple[int, int]) -> Ids:
-    """Ids scaled to ``size`` (H, W) by the nearest neighbour."""
+    """Scale ids to ``size`` (H, W) by the nearest neighbour."""
     rows, columns = ((np.arange(n) + 0.5) * m / n for n, m in zip(size, ids.shape, strict=True))
     return ids[np.ix_(rows.astype(np.intp), columns.astype(np.intp))]
 

@@ -23,7 +23,7 @@ def _colours() -> bytes:
 
 
 def overlay(frame: Image8, ids: Image8, alpha: float = 0.5) -> Image8:
-    """A copy of ``frame`` uint8 [H,W,3] with the objects of ``ids`` uint8 [H,W] shown in colour.
+    """Draw the objects of ``ids`` uint8 [H,W] in colour over a copy of ``frame`` uint8 [H,W,3].
 
     alpha: opacity of the tint, 0 to 1; the contour, inside each object, is opaque.
     """

@@ -1,4 +1,4 @@
-"""What a source of frames is, whatever it reads: see `engine.media.open.open_source`."""
+"""What every source of frames offers; `engine.media.open.open_source` opens one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Frame:
 
 
 class Source(Protocol):
-    """What the rest of the program knows of a source; ``size`` is (H, W) of the upright frames."""
+    """A source of frames; ``size`` is (H, W) of the upright frames."""
 
     name: str
     size: tuple[int, int]
@@ -29,7 +29,7 @@ class Source(Protocol):
     live: bool
 
     def frames(self, start: int = 0, end: int | None = None, every: int = 1) -> Iterator[Frame]:
-        """Frames ``start, start + every, …`` below ``end``, numbered as in the source.
+        """Yield the frames ``start, start + every, …`` below ``end``, numbered as in the source.
 
         Raises InputError for an empty range or a frame of another size, and
         TruncatedVideoError after the last good frame of a source that breaks off.

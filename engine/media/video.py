@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class VideoSource:
-    """A `Source` of anything that PyAV opens; ``frames`` can be called again, but on a live one."""
+    """A `Source` that PyAV opens; ``frames`` may be called again, except on a live one."""
 
     def __init__(
         self, file: str, format: str | None = None, name: str | None = None, live: bool = False
@@ -64,13 +64,13 @@ class VideoSource:
         yield from self._pictures
 
     def close(self) -> None:
-        """Release the file; a live source, which a thread may still be reading, when unused."""
+        """Close the file; a live source, which a thread may be reading, closes when unused."""
         if not self.live:
             self._decoder.close()
 
 
 class _Clock:
-    """Seconds since the first picture, always rising, also where time stamps lack or jump back."""
+    """Seconds since the first picture; they rise even if time stamps lack or jump back."""
 
     def __init__(self, fps: float, time_base: float) -> None:
         self._step, self._time_base = 1 / fps, time_base

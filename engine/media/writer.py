@@ -1,4 +1,4 @@
-"""The sink of overlay videos: H.264 in MP4 that plays everywhere, with each frame's own time."""
+"""Write overlay videos: H.264 in MP4 that plays everywhere, with each frame's own time."""
 
 from __future__ import annotations
 

@@ -59,10 +59,10 @@ def aggregate(masks: Tensor, dim: int = 0) -> Tensor:
 
 
 def scores(probabilities: Tensor) -> Tensor:
-    """Each object's mean of p and of p² over all pixels, fp32: [K+1, H, W] → [K, 2].
+    """Mean of p and mean of p² for each object over all pixels, fp32: [K+1, H, W] → [K, 2].
 
-    The first is its share of the image (padding included), the second over the first its
-    confidence: Σp²/Σp, the mean of p weighted by p itself, 1 for a mask of zeros and ones.
+    The first is the object's share of the image, padding included. The second divided by the first
+    is its confidence Σp²/Σp: the mean of p weighted by p, 1 for a mask of zeros and ones.
     """
     p = probabilities[1:].float()
     return torch.stack([p.mean((1, 2)), p.square().mean((1, 2))], 1)

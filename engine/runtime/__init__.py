@@ -18,9 +18,9 @@ BACKENDS = ("cpu", "cpu-int8", *GPU_BACKENDS, "reference")
 
 
 def status(model: str | None = None, bundles: Path = DEFAULT_FOLDER) -> dict[str, str]:
-    """Why each backend can or cannot run ``model`` here; an empty text means that it can.
+    """Say for each backend why it cannot run ``model`` here; an empty text means that it can.
 
-    Without a model, any bundle will do for the backends that need one.
+    Without a model, any bundle does for the backends that need one.
     """
     return {name: _why_not(name, model, bundles) for name in BACKENDS}
 
@@ -51,7 +51,7 @@ def _why_not(backend: str, model: str | None, bundles: Path) -> str:
 def choose(
     backend: str, model: str | None = None, bundles: Path = DEFAULT_FOLDER
 ) -> tuple[str, str]:
-    """Resolve ``auto`` for a model; returns the backend's name and the reason for it.
+    """Resolve ``auto`` for a model. Returns the backend's name and the reason for it.
 
     Raises BackendError for a name that is not in :data:`BACKENDS`.
     """

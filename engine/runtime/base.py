@@ -52,7 +52,7 @@ class Backend(Protocol):
         """
 
     def expect(self, frame: Any) -> None:
-        """Say which frame the step after the coming one gets, so that it may be uploaded early."""
+        """Announce the frame of the step after the next, so that it may be uploaded early."""
 
     def step(self, task: StepInput) -> Any:
         """Segment a frame, write it to its slot and return the mask, uint8 [H0, W0]."""
@@ -64,9 +64,10 @@ class Backend(Protocol):
         """Soft masks of the last step, fp32 [K+1, H, W], background first."""
 
     def scores(self) -> NDArray[np.float32]:
-        """Of the last step, each object's mean of p and of p² over all pixels, fp32 [K, 2].
+        """Mean of p and mean of p² for each object after the last step, fp32 [K, 2].
 
-        p are the soft masks at the network's padded size, [H, W]; see `engine.model.scores`.
+        p is the object's soft mask at the network's padded size [H, W]; the means are over its
+        pixels. See `engine.model.scores`.
         """
 
     def export_memory(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -83,4 +84,4 @@ class GpuBackend(Backend, Protocol):
     """A backend that is ``on_gpu``."""
 
     def to_gpu(self, mask: NDArray[np.uint8]) -> Any:
-        """Bring a mask [H0, W0] to the GPU, as ``step`` leaves it there."""
+        """Copy a mask [H0, W0] to the GPU, into an array like those that ``step`` leaves there."""

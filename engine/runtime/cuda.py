@@ -104,13 +104,13 @@ class CudaBackend:
         self._program, self._objects, self._slots = program, len(columns), slots
 
     def _moved(self, old: Pool, shape: PoolShape, columns: Sequence[int]) -> Pool:
-        """A pool of another shape with the old one's content, its columns as ``arrange`` has it."""
+        """Make a pool of another shape with the old one's content; columns as in ``arrange``."""
         pool = Pool(self.device, shape, self.compute)
         pool.take(old, columns)
         return pool
 
     def expect(self, frame: Any) -> None:
-        """Say which frame the next but one call of ``step`` gets: the coming one uploads it."""
+        """Announce the frame of the step after the next; the next one uploads it."""
         self._expected = frame
 
     def step(self, task: StepInput) -> Any:
@@ -153,7 +153,7 @@ class CudaBackend:
 
     @contextlib.contextmanager
     def _borrowing(self) -> Iterator[Scope]:
-        """A scope for one step; whatever goes wrong in it, nothing uses its memory afterwards."""
+        """A scope for one step: after an error in it, nothing on the GPU uses its memory."""
         with contextlib.closing(Scope(self.device)) as scope:
             try:
                 yield scope
@@ -172,7 +172,7 @@ class CudaBackend:
         return self._plan
 
     def _stage(self, frame: Any, side: Side) -> None:
-        """Begin the upload of a frame [H0, W0, 3], of the host or of the GPU."""
+        """Begin to upload a frame [H0, W0, 3] that lies on the host or on the GPU."""
         with stage_range("upload"):
             if arrays.on_device(frame):
                 theirs = arrays.import_frame(frame, self.device, self.upload, self.produced)

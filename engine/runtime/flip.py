@@ -1,8 +1,7 @@
-"""Test-time augmentation: the network sees each frame as it is and mirrored, and the two are
-averaged.
+"""Test-time augmentation: average the network's results on each frame and on its mirror image.
 
-A backend around two others. Each view has a memory of its own that holds what that view saw, so
-both stay consistent; costs twice the time and memory.
+A backend around two others. Each view has its own memory of what it saw. Costs twice the time and
+memory.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class FlipBackend:
             view.arrange(columns, slots)
 
     def expect(self, frame: Any) -> None:
-        """Neither view knows: each would need its own copy of the frame."""
+        """Do nothing: each view would need its own copy of the frame."""
 
     def step(self, task: StepInput) -> NDArray[np.uint8]:
         straight, mirrored = self.views

@@ -2,7 +2,7 @@
 
 ``onnx-cuda`` is the graph of ``cpu`` on the CUDA provider, for cards that TensorRT has dropped,
 such as the GTX 1080Ti. onnxruntime-gpu 1.22.1 is reported to work there and 1.23.2 to crash
-(microsoft/onnxruntime#27588); nothing of it has been run by us. Buffers stay on the host, and
+(microsoft/onnxruntime#27588); we have not run it. Buffers stay on the host, and
 ONNX Runtime copies them.
 """
 
@@ -80,11 +80,11 @@ class OrtBackend:
         self.key_dim, self.value_dim = shapes["keys"][-1], shapes["values"][-1]
 
     def end_profile(self) -> Path:
-        """The file of the profile, a list of events in JSON."""
+        """Finish the profile and return its file, a list of events in JSON."""
         return Path(self.session.end_profiling())
 
     def weights_hash(self) -> str:
-        """Of the weights that an int8 graph was made from; empty for other graphs."""
+        """Return the hash of the weights that an int8 graph was made from; else empty."""
         return str(self.session.get_modelmeta().custom_metadata_map.get(WEIGHTS_HASH, ""))
 
     def open(self, geometry: Geometry) -> None:
@@ -111,7 +111,7 @@ class OrtBackend:
         self.unused = np.zeros((objects, *self.geometry.padded), np.float32)
 
     def expect(self, frame: Any) -> None:
-        """Nothing is uploaded."""
+        """Do nothing: nothing is uploaded."""
 
     def step(self, task: StepInput) -> NDArray[np.uint8]:
         mask = np.empty(self.geometry.source, np.uint8)
@@ -167,5 +167,5 @@ class OrtBackend:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, for a message of ours."""
+    """Return the first line of an error's message."""
     return (str(error).splitlines() or [type(error).__name__])[0]

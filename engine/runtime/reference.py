@@ -50,7 +50,7 @@ class ReferenceBackend:
         self.keys, self.values = keys, values
 
     def expect(self, frame: Any) -> None:
-        """Nothing is uploaded early."""
+        """Do nothing: nothing is uploaded early."""
 
     @torch.inference_mode()
     def step(self, task: StepInput) -> NDArray[np.uint8]:

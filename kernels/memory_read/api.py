@@ -156,7 +156,7 @@ def _unfit(query: Tensor, keys: Tensor, values: Tensor, slots: Tensor, out: Tens
     import torch
 
     try:
-        # bf16 compiles, but the interpreter computes it wrongly: it could not be proved.
+        # bf16 compiles, but the interpreter computes it wrongly: it could not be checked.
         kernel_types = (torch.float16, torch.float32)
         checks.tensor(f"{OP}, impl='triton'", "query", query, "[N, Ck]", kernel_types)
         checks.contiguous(OP, query=query, keys=keys, values=values, slots=slots)

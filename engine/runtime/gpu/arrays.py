@@ -1,4 +1,4 @@
-"""Arrays that lie on the GPU, taken from other libraries and handed to them without torch.
+"""Take GPU arrays from other libraries and hand GPU arrays to them, without torch.
 
 Structures of DLPack 0.8 (``dlpack.h``), and version 3 of the CUDA array interface (Numba's
 documentation). Nothing goes through the host.
@@ -86,14 +86,14 @@ def on_device(array: Any) -> bool:
 
 
 def device_shape(array: Any) -> tuple[int, ...]:
-    """The shape of a device array, without importing it."""
+    """Return the shape of a device array without importing it."""
     if hasattr(array, "__cuda_array_interface__"):
         return tuple(array.__cuda_array_interface__["shape"])
     return tuple(int(side) for side in array.shape)
 
 
 def import_frame(array: Any, device: Device, stream: Stream, event: Event) -> DeviceFrame:
-    """Take a frame from another library; work on ``stream`` then comes after its producer's.
+    """Take a frame from another library; later work on ``stream`` waits for its producer.
 
     Raises InputError unless it is uint8 [H, W, 3], contiguous and on this device.
     """
@@ -147,8 +147,8 @@ def _check(shape: tuple[int, ...], strides: Sequence[int] | None, item: int) -> 
 class DeviceMask:
     """A mask on the GPU, uint8 [H, W], for DLPack and ``__cuda_array_interface__``.
 
-    Complete when it is handed out: no stream needs to wait for it. The memory is its own, and is
-    freed with the last array made of it, at the latest when the program ends.
+    It is complete when it is handed out: no stream needs to wait for it. It owns its memory, which
+    is freed with the last array made from it, at the latest when the program ends.
     """
 
     def __init__(self, device: Device, shape: tuple[int, ...]) -> None:
@@ -164,7 +164,7 @@ class DeviceMask:
 
     @classmethod
     def of(cls, device: Device, mask: NDArray[np.uint8], stream: Stream) -> DeviceMask:
-        """A copy of a mask of the host; waits until it is there."""
+        """Copy a mask from the host to the device; waits until it is there."""
         made = cls(device, mask.shape)
         scope = Scope(device)
         try:
@@ -200,7 +200,7 @@ class DeviceMask:
         return _capsule(self, CUDA, self._device.ordinal)
 
     def numpy(self) -> NDArray[np.uint8]:
-        """A copy on the host."""
+        """Return a copy on the host, uint8 [H, W]."""
         self._device.use()
         scope = Scope(self._device)
         try:

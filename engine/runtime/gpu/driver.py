@@ -1,4 +1,4 @@
-"""The CUDA driver through cuda-python: errors in one line, and everything given back.
+"""The CUDA driver through cuda-python: errors become one line, and scopes release what they hold.
 
 No torch and no CUDA toolkit: ``cuda.bindings`` loads the driver's own library. Addresses are ints.
 """
@@ -33,7 +33,7 @@ _NO_DRIVER = (
 
 
 def need_driver() -> None:
-    """Raise BackendError where the driver's library cannot be loaded; needs no package."""
+    """Raise BackendError if the driver's library cannot be loaded; needs no package."""
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
@@ -88,24 +88,24 @@ class Device:
 
     @property
     def arch(self) -> str:
-        """Such as ``sm_86``."""
+        """The architecture, such as ``sm_86``."""
         return f"sm_{self.capability[0]}{self.capability[1]}"
 
     def _attribute(self, which: Any) -> int:
         return int(self.call("cuDeviceGetAttribute", which, self._device))
 
     def use(self) -> None:
-        """Make the context the calling thread's current one."""
+        """Make the context current in the calling thread."""
         self.call("cuCtxSetCurrent", self._context)
 
     def retain(self) -> None:
-        """Count one more that needs the context."""
+        """Add a reference to the context."""
         if not self._users:
             self._context = self.call("cuDevicePrimaryCtxRetain", self._device)
         self._users += 1
 
     def release(self) -> None:
-        """Count one less; the last one gives the context back."""
+        """Drop a reference to the context; the last one releases it."""
         self._users -= 1
         if not self._users:
             self.call("cuDevicePrimaryCtxRelease", self._device)
@@ -124,7 +124,7 @@ class Device:
 
 
 def failure(name: str, code: str) -> BackendError:
-    """The error for a driver call that answered ``code``."""
+    """Return the error for a driver call that answered ``code``."""
     if code == "CUDA_ERROR_OUT_OF_MEMORY":
         return OutOfMemory("the GPU is out of memory; close other programs that use it")
     if code in _STALE:
@@ -139,14 +139,14 @@ def failure(name: str, code: str) -> BackendError:
 
 
 class Scope:
-    """Hands out memory, streams, events and graphs; ``close`` gives all of it back."""
+    """Hands out memory, streams, events and graphs; ``close`` releases all of them."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self._stack = contextlib.ExitStack()
 
     def memory(self, size: int, what: str) -> int:
-        """The address of ``size`` bytes of device memory, 256-byte aligned, not cleared."""
+        """Return the address of ``size`` new bytes on the device, 256-byte aligned, not cleared."""
         try:
             address = int(self.device.call("cuMemAlloc", max(size, 1)))
         except OutOfMemory:
@@ -155,7 +155,7 @@ class Scope:
         return address
 
     def pinned(self, size: int, what: str) -> NDArray[np.uint8]:
-        """Page-locked host memory of ``size`` bytes, which the GPU reads and writes by itself."""
+        """Allocate ``size`` bytes of page-locked host memory, which the GPU can read and write."""
         try:
             address = int(self.device.call("cuMemHostAlloc", max(size, 1), 0))
         except OutOfMemory:
@@ -166,14 +166,14 @@ class Scope:
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
     def stream(self) -> Stream:
-        """A stream that does not wait for the default one."""
+        """Make a stream that does not wait for the default one."""
         flags = self.device.api.CUstream_flags.CU_STREAM_NON_BLOCKING
         handle = self.device.call("cuStreamCreate", int(flags))
         self.keep(self.device.call, "cuStreamDestroy", handle)
         return Stream(self.device, handle)
 
     def event(self) -> Event:
-        """An event without a clock, the cheapest kind."""
+        """Make an event without a clock, the cheapest kind."""
         flags = self.device.api.CUevent_flags.CU_EVENT_DISABLE_TIMING
         handle = self.device.call("cuEventCreate", int(flags))
         self.keep(self.device.call, "cuEventDestroy", handle)
@@ -214,12 +214,12 @@ class Scope:
         self._stack.callback(close, *arguments)
 
     def close(self) -> None:
-        """Give everything back, the latest first; closing twice is fine."""
+        """Release everything, the latest first; closing twice is fine."""
         self._stack.close()
 
 
 def out_of_memory(device: Device, size: int, what: str) -> OutOfMemory:
-    """The error for ``size`` bytes that were not to be had for ``what``."""
+    """Return the error for ``size`` bytes that could not be allocated for ``what``."""
     free, total = device.free_bytes()
     return OutOfMemory(
         f"{device.name} is out of memory: {what} needs {size / 1e6:.1f} MB, {free / 1e6:.1f} of "
@@ -238,7 +238,7 @@ class Stream:
         return int(self.handle)
 
     def wait(self, event: Event) -> None:
-        """Let work that comes later wait for what ``event`` recorded last."""
+        """Let later work on this stream wait for what ``event`` recorded last."""
         self.device.call("cuStreamWaitEvent", self.handle, event.handle, 0)
 
     def upload(self, target: int, source: NDArray[Any]) -> None:
@@ -276,7 +276,7 @@ class Event:
         self.device, self.handle = device, handle
 
     def record(self, stream: Stream) -> None:
-        """Mark the work that is on ``stream`` by now."""
+        """Mark the work that is on ``stream`` now."""
         self.device.call("cuEventRecord", self.handle, stream.handle)
 
     def synchronize(self) -> None:

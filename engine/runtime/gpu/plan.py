@@ -71,7 +71,7 @@ class Controls:
         }
 
     def offsets(self) -> tuple[dict[str, int], int]:
-        """Where each field begins, and the block's size, in bytes."""
+        """Return where each field begins, and the block's size, in bytes."""
         found, end = {}, 0
         for name, (shape, dtype) in self.fields.items():
             found[name] = end
@@ -90,7 +90,7 @@ class Controls:
 
     @staticmethod
     def fill(views: dict[str, NDArray[Any]], task: StepInput) -> None:
-        """Write a frame's; columns of the bucket beyond its objects are inactive."""
+        """Write a frame's controls; columns of the bucket beyond its objects are inactive."""
         used = len(task.slots)
         values: dict[str, NDArray[Any]] = {
             "slots": task.slots,
@@ -106,7 +106,7 @@ class Controls:
 
 @dataclass
 class Side:
-    """What one parity of frames uses. ``graph``: captured, or None before the first run."""
+    """What every second frame uses. ``graph``: captured, or None before the first run."""
 
     frame: int
     host_frame: NDArray[np.uint8]
@@ -120,7 +120,7 @@ class Side:
 
 
 class Plan:
-    """All that a step of one source size, bucket, pool and number of reads needs.
+    """Everything that a step needs, for one source size, bucket, pool and number of reads.
 
     Raises OutOfMemory if it does not fit.
     """
@@ -142,7 +142,7 @@ class Plan:
             raise
 
     def _allocate(self) -> None:
-        """What both sides share: the compute stream runs one frame after the other."""
+        """Allocate what both sides share: the compute stream runs one frame after the other."""
         program, scope = self.program, self._scope
         k, n = program.objects, self.geometry.tokens
         self.buffers = {
@@ -287,7 +287,7 @@ class Plan:
         side.graph = graphs[0]
 
     def close(self) -> None:
-        """Give all memory and graphs back; nothing on the device may use them any more."""
+        """Release all memory and graphs; nothing on the device may still use them."""
         for side in self.sides:  # the stages know their side: a cycle
             side.stages.clear()
             side.contexts.clear()

@@ -14,7 +14,7 @@ from engine.runtime.gpu.driver import Device, Scope, Stream
 
 @dataclass(frozen=True)
 class PoolShape:
-    """slots: S. objects: K, of the bucket; columns beyond those in use hold none. tokens: N."""
+    """The pool's sizes. slots: S. objects: K of the bucket, used or not. tokens: N."""
 
     slots: int
     objects: int
@@ -25,22 +25,22 @@ class PoolShape:
 
     @property
     def key_bytes(self) -> int:
-        """Of one slot's key [N, Ck]."""
+        """Bytes of one slot's key [N, Ck]."""
         return self.tokens * self.key_dim * self.dtype.itemsize
 
     @property
     def column_bytes(self) -> int:
-        """Of one object's value in one slot, [N, Cv]."""
+        """Bytes of one object's value in one slot [N, Cv]."""
         return self.tokens * self.value_dim * self.dtype.itemsize
 
     @property
     def value_bytes(self) -> int:
-        """Of one slot's values [K, N, Cv]."""
+        """Bytes of one slot's values [K, N, Cv]."""
         return self.objects * self.column_bytes
 
 
 class Pool:
-    """Slots of one shape, all zeros at first. Work on them is ordered by ``stream``."""
+    """The slots on the device, zeros at first. ``stream`` orders the work on them."""
 
     def __init__(self, device: Device, shape: PoolShape, stream: Stream) -> None:
         self.shape, self.stream = shape, stream
@@ -71,7 +71,7 @@ class Pool:
         self.stream.copy(self.value(target), self.value(source), self.shape.value_bytes)
 
     def take(self, old: Pool, columns: Sequence[int]) -> None:
-        """Take over the slots that both have; column i is the old ``columns[i]``, −1 leaves it."""
+        """Copy the slots that both pools have; column i is the old ``columns[i]``, −1: left."""
         kept = min(self.shape.slots, old.shape.slots)
         self.stream.copy(self.keys, old.keys, kept * self.shape.key_bytes)
         for slot in range(kept):
@@ -87,14 +87,14 @@ class Pool:
                 self.stream.clear(self.value(slot, column), self.shape.column_bytes)
 
     def read(self, objects: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Copies of the keys and of the first ``objects`` values, in fp32; waits for them."""
+        """Copy the keys and the first ``objects`` values to the host, in fp32; waits for them."""
         s = self.shape
         keys = self._fetch(self.keys, (s.slots, s.tokens, s.key_dim))
         values = self._fetch(self.values, (s.slots, s.objects, s.tokens, s.value_dim))
         return keys.astype(np.float32), values[:, :objects].astype(np.float32)
 
     def write(self, keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
-        """Fill the first slots and columns from fp32 arrays; waits until they are there."""
+        """Fill the first slots and columns from fp32 arrays; waits until the copy is done."""
         count, objects = values.shape[:2]
         whole = np.zeros((count, self.shape.objects, *values.shape[2:]), self.shape.dtype)
         whole[:, :objects] = values
@@ -115,14 +115,14 @@ class Pool:
             scope.close()
 
     def close(self) -> None:
-        """Give the memory back; nothing on the device may use it any more."""
+        """Release the memory; nothing on the device may still use it."""
         self._scope.close()
 
 
 def fetch(
     stream: Stream, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> NDArray[Any]:
-    """A copy on the host of an array on the device; waits for all work on ``stream``."""
+    """Copy an array from the device to the host; waits for all work on ``stream``."""
     scope = Scope(stream.device)
     try:
         size = int(np.prod(shape)) * dtype.itemsize

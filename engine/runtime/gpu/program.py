@@ -26,19 +26,19 @@ ALIGNMENT = 256  # bytes: what TensorRT asks of a tensor's address
 
 @dataclass(frozen=True)
 class Tensor:
-    """A stage's input or output."""
+    """A stage's input or output at a video's size."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
     @property
     def bytes(self) -> int:
-        """Dense size."""
+        """Size without padding."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Program:
-    """One bundle, ready for plans. ``objects``: its bucket.
+    """One bundle, loaded on a device. ``objects``: its bucket.
 
     Raises ModelError: built for other GPUs, another TensorRT, or damaged.
     """
@@ -102,14 +102,14 @@ class Program:
         return kernels
 
     def tensors(self, geometry: Geometry) -> dict[str, Tensor]:
-        """All inputs and outputs of the stages, by name, at a video's size."""
+        """Return all inputs and outputs of the stages, by name, at a video's size."""
         return {
             name: Tensor(np.dtype(t.dtype), t.at(geometry.padded))
             for name, t in self._declared.items()
         }
 
     def buffers(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Those of the tensors that need a buffer: not what lies in a slot or in the controls.
+        """Return the tensors that need a buffer: those outside the slots and the controls.
 
         Engines write their key and value straight into a slot, unless it begins off TensorRT's
         alignment.
@@ -126,7 +126,7 @@ class Program:
         scratch: int,
         tensors: Mapping[str, Tensor],
     ) -> Context:
-        """A stage's engine with its tensors at ``addresses``, activations at ``scratch``."""
+        """Bind a stage's engine to ``addresses``, with its activations at ``scratch``."""
         opened = {
             name: tensors[name].shape for name, t in self._stages[stage].inputs.items() if t.open
         }
@@ -143,7 +143,7 @@ class Program:
 class Library:
     """The bundles of one model and backend on one device, each loaded when it is first needed.
 
-    folder: where they lie. weights_sha256: of the model's weights, which bundles must be built of.
+    folder: where the bundles lie. weights_sha256: of the weights that they must be built from.
     expect_sha256: of the manifest of the one bundle that may be loaded. Takes over ``device``.
     """
 
@@ -166,7 +166,7 @@ class Library:
     def open(
         cls, backend: str, model: str, weights: Path, folder: Path, expect_sha256: str | None
     ) -> Library:
-        """The bundles that were built of the file ``weights``, on the first GPU.
+        """Open the bundles that were built from the file ``weights``, on the first GPU.
 
         Raises BackendError or MissingExtraError.
         """
@@ -179,16 +179,16 @@ class Library:
         return cls(device, tensorrt, model, folder, file_sha256(weights), expect_sha256)
 
     def find(self, geometry: Geometry, objects: int, precision: str | None = None) -> Path:
-        """The bundle of the smallest bucket for ``objects``.
+        """Return the folder of the bundle with the smallest bucket for ``objects``.
 
-        Raises ModelError that names the command to build it, if there is none.
+        Raises ModelError, which names the command that builds one, if there is none.
         """
         return find_bundle(
             self._model, geometry.padded, objects, precision, self.backend, self._folder
         )
 
     def program(self, geometry: Geometry, objects: int, precision: str | None = None) -> Program:
-        """The bundle that :meth:`find` finds, loaded; ModelError where it cannot run here."""
+        """Load the bundle that :meth:`find` finds; raise ModelError if it cannot run here."""
         path = self.find(geometry, objects, precision)
         if path not in self._programs:
             bundle = load_bundle(path, self._expected)
@@ -201,7 +201,7 @@ class Library:
         return self._programs[path]
 
     def close(self) -> None:
-        """Close all that was loaded and release the device; closing twice is fine."""
+        """Close everything that was loaded and release the device; closing twice is fine."""
         if self._closed:
             return
         self._closed = True

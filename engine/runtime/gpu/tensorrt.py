@@ -19,7 +19,7 @@ MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 
 
 class TensorRT:
-    """One backend's runtime: it turns engine files into engines.
+    """TensorRT's runtime: it turns engine files into engines.
 
     Raises MissingExtraError if ``backend``, a key of :data:`MODULES`, is not installed.
     """
@@ -36,7 +36,7 @@ class TensorRT:
     def load(self, file: Path, remedy: str) -> Engine:
         """Deserialise an engine's file, whose hash was checked.
 
-        Raises ModelError, which ends with ``remedy``, for one of another version or GPU.
+        Raises ModelError, which ends with ``remedy``, for an engine of another version or GPU.
         """
         engine = self.runtime.deserialize_cuda_engine(file.read_bytes())
         if engine is None:
@@ -63,10 +63,10 @@ class Engine:
         shapes: Mapping[str, tuple[int, ...]],
         cache: RuntimeCache | None = None,
     ) -> Context:
-        """What a run of the engine needs, with its tensors at fixed addresses.
+        """Make what a run of the engine needs, with its tensors at fixed addresses.
 
         scratch: the address of at least :attr:`scratch` bytes; runs that follow each other on one
-        stream may share it. addresses: of every tensor of the engine, by name. shapes: of the
+        stream may share it. addresses: of every tensor of the engine, by name. shapes: for the
         inputs whose shape the engine leaves open.
         """
         strategy = self.tensorrt.api.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -108,7 +108,7 @@ class Context:
             )
 
     def capturable(self, stream: Stream) -> bool:
-        """Whether a graph can record the run. TensorRT itself always says yes for these graphs."""
+        """Whether a CUDA graph can record the run. TensorRT says yes for all graphs of ours."""
         ask = getattr(self._context, "is_stream_capturable", None)
         return ask is None or bool(ask(int(stream)))
 
