@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,26 @@ from engine.errors import InputError
 from engine.runtime.base import Backend
 from engine.runtime.gpu.arrays import device_shape, on_device
 
-Frame = NDArray[np.uint8]  # [H, W, 3], RGB
 Mask = NDArray[np.uint8]  # [H, W], object ids, 0 = background
+
+
+class DLPackArray(Protocol):
+    """An array of any library that speaks DLPack, such as a `torch.Tensor`."""
+
+    def __dlpack__(self, *, stream: Any = ...) -> Any: ...
+
+    def __dlpack_device__(self) -> tuple[Any, int]: ...
+
+
+class CudaArray(Protocol):
+    """An array on a GPU that has the CUDA array interface."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+
+
+#: uint8 [H, W, 3], RGB. On a GPU only for a GPU backend.
+FrameLike = NDArray[np.uint8] | DLPackArray | CudaArray
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
@@ -46,7 +64,7 @@ def take_frame(frame: Any, backend: Backend) -> tuple[Any, tuple[int, ...]]:
     return frame, frame.shape
 
 
-def check_frame(frame: Frame) -> None:
+def check_frame(frame: Any) -> None:
     """Raise InputError unless ``frame`` is uint8 [H, W, 3] and not empty."""
     if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8:
         got = getattr(frame, "dtype", type(frame).__name__)
@@ -55,7 +73,7 @@ def check_frame(frame: Frame) -> None:
         raise InputError(f"a frame must be RGB, [height, width, 3], but this one is {frame.shape}")
 
 
-def check_mask(mask: Mask, size: tuple[int, ...]) -> list[int]:
+def check_mask(mask: Any, size: tuple[int, ...]) -> list[int]:
     """Return the ids in a mask; raise InputError unless it is uint8 of ``size`` and has some."""
     if not isinstance(mask, np.ndarray) or mask.dtype != np.uint8 or mask.ndim != 2:
         got = f"{getattr(mask, 'dtype', type(mask).__name__)} {getattr(mask, 'shape', '')}"

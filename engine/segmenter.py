@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,16 +21,18 @@ from engine import runtime
 from engine.confidence import LostWatch
 from engine.errors import EngineError, InputError, StateError
 from engine.geometry import Geometry, masks_to_network, probabilities_to_source
-from engine.intake import Frame, Mask, check_mask, check_output, shape_text, take_frame
+from engine.intake import FrameLike, Mask, check_mask, check_output, shape_text, take_frame
 from engine.memory import Memory, check_policy
 from engine.options import LoadOptions
 from engine.runtime.base import Backend, GpuBackend, StepInput
 from engine.runtime.flip import FlipBackend
+from engine.runtime.gpu.arrays import DeviceMask
 from engine.threads import prefetch
 from engine.weights import find, short_hash
 
 TIMED = 4096  # the most recent steps that percentiles are taken from
 MAX_OBJECTS = 255
+M = TypeVar("M")  # what a mask is: `Mask`, or `DeviceMask`
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,11 @@ class Stats:
     p99_ms: float
 
 
-class Segmenter:
+class Segmenter(Generic[M]):
     """Follows the objects of a first mask through all later frames.
 
-    Not thread-safe; use one a thread. Ids are the caller's own, 1…255 with gaps allowed.
+    Not thread-safe; use one for each thread. Ids are the caller's own, 1…255 with gaps allowed.
+    ``M`` is the type of the masks: NumPy's arrays, or with ``output="dlpack"`` `DeviceMask`.
 
     >>> with Segmenter.load("mobilevos-mobilenetv2") as seg:
     ...     seg.start(frame, mask)
@@ -71,13 +74,27 @@ class Segmenter:
         self._geometry: Geometry | None = None
         self.reset()
 
+    @overload
+    @classmethod
+    def load(cls, model: LoadOptions) -> Segmenter[Any]: ...
+
+    @overload
+    @classmethod
+    def load(
+        cls, model: str = ..., backend: str = ..., *, output: Literal["dlpack"], **more: Any
+    ) -> Segmenter[DeviceMask]: ...
+
+    @overload
+    @classmethod
+    def load(cls, model: str = ..., backend: str = ..., **more: Any) -> Segmenter[Mask]: ...
+
     @classmethod
     def load(
         cls,
         model: str | LoadOptions = LoadOptions.model,
         backend: str = LoadOptions.backend,
         **more: Any,
-    ) -> Segmenter:
+    ) -> Segmenter[Any]:
         """Load a model into a backend.
 
         ``more`` are the other fields of `LoadOptions`, such as ``size=480``; or give all of them as
@@ -101,7 +118,7 @@ class Segmenter:
             options.output,
         )
 
-    def start(self, frame: Frame, mask: Mask) -> Mask:
+    def start(self, frame: FrameLike, mask: Mask) -> M:
         """Begin a video with its first frame [H, W, 3] and the mask [H, W] of its objects.
 
         Returns the mask. Whatever was followed before is forgotten.
@@ -117,7 +134,7 @@ class Segmenter:
         self._backend.open(self._geometry)
         return self._advance(frame, mask, ids)
 
-    def step(self, frame: Frame, mask: Mask | None = None) -> Mask:
+    def step(self, frame: FrameLike, mask: Mask | None = None) -> M:
         """Segment the next frame and return its mask, uint8 [H, W].
 
         The ids in ``mask`` [H, W], if given, are added, or corrected if they are known, in this
@@ -139,7 +156,7 @@ class Segmenter:
         ids = [] if mask is None else check_mask(mask, geometry.source)
         return self._advance(frame, mask, ids)
 
-    def _advance(self, frame: Frame, mask: Mask | None, ids: list[int]) -> Mask:
+    def _advance(self, frame: FrameLike, mask: Mask | None, ids: list[int]) -> M:
         began = time.perf_counter()
         geometry, memory, backend = self._started(), self._memory, self._backend
         new = [i for i in ids if i not in memory.ids]
@@ -171,13 +188,13 @@ class Segmenter:
             result = self._deliver(np.where(mask > 0, mask, result))
         self._times.append(time.perf_counter() - began)
         self._frames += 1
-        return cast(Mask, result)
+        return cast(M, result)
 
-    def _deliver(self, mask: Mask) -> Mask:
+    def _deliver(self, mask: Mask) -> M:
         """Return a mask of the host in the kind of array that the caller asked for."""
         if self.output == "numpy":
-            return mask
-        return cast(Mask, cast(GpuBackend, self._backend).to_gpu(mask))
+            return cast(M, mask)
+        return cast(M, cast(GpuBackend, self._backend).to_gpu(mask))
 
     def _add(self, new: list[int]) -> None:
         columns = self._memory.add(new)
@@ -200,7 +217,7 @@ class Segmenter:
             self._arrange(range(len(self._memory.ids)))
         self._backend.copy(source, target)
 
-    def segment(self, frames: Iterable[Frame], mask: Mask) -> Iterator[Mask]:
+    def segment(self, frames: Iterable[FrameLike], mask: Mask) -> Iterator[M]:
         """Yield the mask of every frame, the first included; frames are fetched ahead."""
         with prefetch(frames) as ahead:
             for i, frame in enumerate(ahead):
@@ -209,7 +226,7 @@ class Segmenter:
                     self.expect(following)
                 yield self.step(frame) if i else self.start(frame, mask)
 
-    def expect(self, frame: Frame) -> None:
+    def expect(self, frame: FrameLike) -> None:
         """Announce the frame, uint8 [H, W, 3], of the step after the next, so that a GPU uploads it
         meanwhile.
 
@@ -339,7 +356,7 @@ class Segmenter:
         self._closed = True
         self._backend.close()
 
-    def __enter__(self) -> Segmenter:
+    def __enter__(self) -> Segmenter[M]:
         return self
 
     def __exit__(

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from engine.data.davis import Dataset, load_truth
 from engine.errors import InputError, MissingExtraError
 from engine.files import make_folder, write_atomic
+from engine.intake import Mask
 from engine.media.images import ImageFolder
 from engine.media.masks import write_mask
 from engine.segmenter import Segmenter
@@ -40,7 +41,7 @@ class Score:
 
 
 def evaluate(
-    segmenter: Segmenter,
+    segmenter: Segmenter[Mask],
     root: Path,
     sequences: Sequence[str] | None = None,
     out: Path | None = None,
@@ -78,7 +79,7 @@ def evaluate(
 
 
 def score_sequence(
-    segmenter: Segmenter,
+    segmenter: Segmenter[Mask],
     name: str,
     images: ImageFolder,
     masks: list[Path],

@@ -24,6 +24,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from engine.data.davis import Dataset, load_truth
 from engine.errors import run
 from engine.files import make_folder, write_atomic
+from engine.intake import Mask
 from engine.runtime.ort import WEIGHTS_HASH, OrtBackend
 from engine.segmenter import Segmenter
 from engine.weights import DEFAULT_MODEL, FOLDER, MODELS, find, int8_path, short_hash
@@ -53,7 +54,9 @@ def record(model: str, folder: Path, root: Path, without: Sequence[str]) -> list
     dataset = Dataset.find(root)
     dataset.sequences(without)  # a misspelt name must not put its sequence into the calibration
     steps = []
-    with Segmenter(recorder := Recorder(graph), model, short_hash(weights)) as segmenter:
+    recorder = Recorder(graph)
+    segmenter: Segmenter[Mask] = Segmenter(recorder, model, short_hash(weights))
+    with segmenter:
         for name in dataset.sequences(None):
             if name in without:
                 continue
