@@ -1,4 +1,6 @@
-"""Drives the workers of a group of cases and makes the rows of results."""
+"""Drives the workers of a group of cases and makes the rows of results.
+
+Longer than other files: the order of all measurements of a group is to be read in one place."""
 
 from __future__ import annotations
 

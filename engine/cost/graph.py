@@ -87,8 +87,7 @@ class Cost:
 class NodeCost:
     """One node. read, written: unfused bytes of activations by dtype; fused_bytes: both, fused.
 
-    params counts a weight at the first node that uses it. Scalars are none, such as
-    the bounds of a Clip, but for those of products.
+    params counts a weight at the first node that uses it, and scalars only of products.
     """
 
     name: str
@@ -211,10 +210,7 @@ def bound_ms(cost: Cost, card: Card, precision: str) -> float:
 
 
 def layered_bound_ms(costs: Iterable[NodeCost], card: Card, precision: str) -> float:
-    """Sum of every node's own `bound_ms` (fused), in milliseconds: nodes run one after another.
-
-    Tighter than the bound of the sums, in which one node's products hide another's traffic.
-    """
+    """Sum of every node's own `bound_ms` (fused), in milliseconds: nodes run one after another."""
     return sum(bound_ms(total([cost]), card, precision) for cost in costs)
 
 
