@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -48,13 +47,3 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     seed = int(np.random.SeedSequence().generate_state(1)[0])
     print(f"seed {seed}")
     return np.random.default_rng(seed)
-
-
-@pytest.fixture(scope="module")
-def toys(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """Bundles for the stand-in GPU, for 1, 2 and 4 objects, whose engines are no networks."""
-    from doubles.rig import toy_bundle
-    from doubles.videos import SIZE
-
-    out = tmp_path_factory.mktemp("bundles")
-    return [toy_bundle(out, k, SIZE) for k in (1, 2, 4)]

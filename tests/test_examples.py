@@ -11,13 +11,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from helpers import ROOT
 from PIL import Image
 
 import engine
 from engine import VideoWriter
 from engine.data.demo import CLIP, MASK
-
-ROOT = Path(__file__).parents[1]
 
 
 def run(folder: Path, *arguments: str) -> str:

@@ -8,9 +8,9 @@ import re
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -19,7 +19,6 @@ import engine
 from engine.data.demo import CLIP, MASK
 from engine.weights import available, graph_path, weights_path
 
-ROOT = Path(__file__).parents[1]
 OPTIONAL = ("torch", "triton", "cv2", "matplotlib", "safetensors", "onnx", "h5py", "vos_benchmark")
 
 # What is optional cannot be imported in the process that runs this.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from interpreted import Interpreter
+from helpers.interpreted import Interpreter
 
 # Set for a whole run, it would stop this process from compiling; the interpreter has its own.
 os.environ.pop("TRITON_INTERPRET", None)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.interpreted import Interpreter
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from interpreted import Interpreter
 
 from kernels.mask_head.reference import mask_head_reference
 from kernels.preprocess.reference import preprocess_reference

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from interpreted import Interpreter
+from helpers import ROOT
+from helpers.interpreted import Interpreter
 
 from kernels.mask_head import mask_head
 from kernels.memory_read import memory_read
 from kernels.memory_read.reference import memory_read_reference
 from kernels.preprocess import preprocess
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def read_arguments(dtype: torch.dtype = torch.float32) -> dict[str, Any]:

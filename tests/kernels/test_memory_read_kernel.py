@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from helpers.interpreted import Interpreter
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from interpreted import Interpreter
 
 from kernels.memory_read.reference import memory_read_reference
 
