@@ -7,7 +7,6 @@ what would overflow or lose too much: aggregation, scores and means over the ima
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 
 import onnx
 import torch
@@ -19,20 +18,6 @@ from engine.export.passes import infer, means_in_fp32
 from engine.model import Features, MobileVOS, aggregate, scores, upsample_logits
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
-
-
-@dataclass(frozen=True)
-class StageShape:
-    """What fixes the shapes. height, width: the padded network size; objects: K, the bucket."""
-
-    height: int
-    width: int
-    objects: int
-
-    @property
-    def tokens(self) -> int:
-        """N, the positions of the 1/16 grid."""
-        return self.height * self.width // 256
 
 
 class EncodeQuery(nn.Module):
@@ -96,12 +81,14 @@ def stage_graphs(
     """
     dtype = DTYPES[precision]
     model = copy.deepcopy(model).to(dtype)
-    shape = StageShape(*size, objects)
     query_inputs = {"image": torch.zeros(1, 3, *size, dtype=dtype)}
     return {
         "encode_query": _export("encode_query", EncodeQuery(model), query_inputs, dynamic),
         "decode": _export(
-            "decode", DecodeAndEncodeValue(model), _decode_inputs(model, shape, dtype), dynamic
+            "decode",
+            DecodeAndEncodeValue(model),
+            _decode_inputs(model, size, objects, dtype),
+            dynamic,
         ),
     }
 
@@ -130,28 +117,25 @@ def symbols(name: str) -> dict[int, str]:
     return {axis: f"{k if k > 1 else ''}{d}" for axis, (d, k) in _OPEN.get(name, {}).items()}
 
 
-def _given_inputs(shape: StageShape) -> dict[str, Tensor]:
-    objects = shape.objects
-    return {
-        "given": torch.zeros(objects, shape.height, shape.width),
-        "use_given": torch.zeros(objects, dtype=torch.bool),
-        "active": torch.zeros(objects, dtype=torch.bool),
-    }
-
-
-def _decode_inputs(model: MobileVOS, shape: StageShape, dtype: torch.dtype) -> dict[str, Tensor]:
-    config, (h, w) = model.config, (shape.height // 16, shape.width // 16)
+def _decode_inputs(
+    model: MobileVOS, size: tuple[int, int], objects: int, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    config, (height, width) = model.config, size
+    h, w = height // 16, width // 16
     c16, c8, c4 = config.backbone.channels
     typed = {
-        "image": (1, 3, shape.height, shape.width),
-        "readout": (shape.objects, shape.tokens, config.value_dim),
+        "image": (1, 3, height, width),
+        "readout": (objects, h * w, config.value_dim),
         "f16": (1, c16, h, w),
         "f8": (1, c8, 2 * h, 2 * w),
         "f4": (1, c4, 4 * h, 4 * w),
         "compressed": (1, config.value_dim, h, w),
     }
-    tensors = {name: torch.zeros(size, dtype=dtype) for name, size in typed.items()}
-    return tensors | _given_inputs(shape)
+    return {name: torch.zeros(shape, dtype=dtype) for name, shape in typed.items()} | {
+        "given": torch.zeros(objects, *size),
+        "use_given": torch.zeros(objects, dtype=torch.bool),
+        "active": torch.zeros(objects, dtype=torch.bool),
+    }
 
 
 def _export(

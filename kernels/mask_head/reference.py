@@ -17,16 +17,7 @@ def mask_head_reference(
     3. argmax over the channels; of equal ones the first wins (background before objects);
     4. look the channel up in ``ids``.
 
-    Parameters
-    ----------
-    probabilities: [K+1, H, W] floating; channel 0 is the background.
-    ids:  uint8 [K+1], the id of each channel; ids[0] is normally 0.
-    size: (H0, W0), the source's size.
-    crop: (h, w), the size before padding: h ≤ H, w ≤ W.
-
-    Returns
-    -------
-    uint8 [H0, W0]
+    Arguments as for ``kernels.mask_head.mask_head``, but ``crop`` must be given.
     """
     work = torch.promote_types(probabilities.dtype, torch.float32)
     image = probabilities[None, :, : crop[0], : crop[1]].to(work)

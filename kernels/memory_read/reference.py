@@ -14,24 +14,9 @@ from torch import Tensor
 def memory_read_reference(query: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> Tensor:
     """Read, for each object, the values of its memory slots at the positions that match a query.
 
-    For object ``k``, with m running over the R·N positions of the slots in ``slots[k]``:
+    The formula, its source and the arguments are those of ``kernels.memory_read.memory_read``.
 
-        S[q, m]    = (2·m·q − |m|²) / √Ck          negative squared L2 distance; |q|² cancels
-        readout[q] = Σ_m softmax_m(S[q, m]) · value[m]
-
-    Source: Cheng, Tai, Tang, "Rethinking Space-Time Networks with Improved Memory Coverage for
-    Efficient Video Object Segmentation" (STCN), NeurIPS 2021, section 3.2.
-
-    Parameters
-    ----------
-    query:  [N, Ck] floating; keys of the frame to segment, one per position of the 1/16 grid.
-    keys:   [S, N, Ck], same dtype; the memory's slots, shared by all objects.
-    values: [S, K, N, Cv], same dtype; each object's value in each slot.
-    slots:  [K, R] integer in −1…S−1; the slots that each object reads, −1 for none.
-
-    Returns
-    -------
-    [K, N, Cv], the readout; zeros for an object all of whose slots are −1.
+    query [N, Ck], keys [S, N, Ck], values [S, K, N, Cv], slots [K, R] → [K, N, Cv].
     """
     objects, reads = slots.shape
     positions, key_dim = keys.shape[1], keys.shape[2]

@@ -17,15 +17,8 @@ def preprocess_reference(
     2. x / 127.5 − 1;
     3. edges replicated at the right and the bottom up to the next multiple of 16.
 
-    Parameters
-    ----------
-    frame: uint8 [H0, W0, 3], RGB, any strides.
-    height, width: the size before padding; the network's H, W are the next multiples of 16.
-    dtype: of the result; float64 computes in float64, all others in float32.
-
-    Returns
-    -------
-    [1, 3, H, W], normalised.
+    Arguments as for ``kernels.preprocess.preprocess``; float64 computes in float64, all others in
+    float32.
     """
     work = torch.float64 if dtype == torch.float64 else torch.float32
     image = frame.permute(2, 0, 1)[None].to(work)

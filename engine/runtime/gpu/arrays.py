@@ -21,7 +21,6 @@ from engine.runtime.gpu.pool import fetch
 
 CUDA, CUDA_MANAGED = 2, 13  # DLDeviceType
 UINT = 1  # DLDataTypeCode
-LEGACY_STREAM = 1  # in both protocols: the default stream
 NAME = b"dltensor"
 
 
