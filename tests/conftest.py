@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,12 @@ from engine.media.masks import load_ids, resize_ids
 from engine.media.open import open_source
 
 U8 = NDArray[np.uint8]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With ``-n`` each worker computes in one thread: they share the cores."""
+    if config.getoption("numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,8 +50,8 @@ def clip() -> tuple[list[U8], U8]:
 
 
 @pytest.fixture
-def rng(request: pytest.FixtureRequest) -> np.random.Generator:
-    """Fresh numbers in every run; the seed is printed if the test fails."""
-    seed = int(np.random.SeedSequence().generate_state(1)[0])
-    print(f"seed {seed}")
+def rng() -> np.random.Generator:
+    """Fresh numbers in every run; a failure shows the seed, and MVOS_SEED repeats it."""
+    seed = int(os.environ.get("MVOS_SEED") or secrets.randbits(32))
+    print(f"to repeat: MVOS_SEED={seed}")
     return np.random.default_rng(seed)

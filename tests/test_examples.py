@@ -76,6 +76,7 @@ def test_webcam(small, tmp_path):
     assert len(pictures(tmp_path / "webcam.mp4")) == 4
 
 
+@pytest.mark.slow
 def test_add_and_remove(tmp_path):
     told = run(tmp_path, str(ROOT / "examples/add_and_remove.py"))
     assert told.splitlines() == [

@@ -196,6 +196,7 @@ def test_accuracy_by_laps_shows_drift(tmp_path):
 CPU = Card("this CPU", (), 1e12, None, 1e10, math.inf)
 
 
+@pytest.mark.build
 def test_bounds_of_this_machine_and_what_part_of_them_is_reached(
     results, tmp_path, capsys, monkeypatch
 ):

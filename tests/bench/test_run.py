@@ -37,6 +37,7 @@ def results(tmp_path_factory):
     return out, report.read(out / run.RESULTS)
 
 
+@pytest.mark.slow
 def test_every_row_has_its_figures(results):
     rows = results[1].measured()
     assert {(r["backend"], r["memory"]) for r in rows} == {
@@ -63,6 +64,7 @@ def test_every_row_has_its_figures(results):
         assert set(row["stages"]) == {*STAGES, OTHER} - missing
 
 
+@pytest.mark.slow
 def test_what_cannot_run_is_listed_with_the_reason(results):
     rows = [r for r in results[1].rows if r["status"] != harness.MEASURED]
     assert {r["status"] for r in rows if r["model"] == "mobilevos-resnet18"} >= {
@@ -85,6 +87,7 @@ def test_a_network_without_an_int8_graph_is_absent_and_has_not_failed(tmp_path, 
     assert cases.why_not(without) == "no VNNI", "what cannot be mended is said first"
 
 
+@pytest.mark.slow
 def test_results_are_told_in_full(results):
     out, told = results
     assert {"cpu", "gpu", "threads", "git", "versions"} <= told.conditions.keys()

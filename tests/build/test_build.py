@@ -32,6 +32,7 @@ def built(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.build
 @needs_rtx
 def test_the_bundle_holds_what_a_gpu_needs(built):
     bundle = load_bundle(built)
@@ -60,6 +61,7 @@ def test_the_bundle_holds_what_a_gpu_needs(built):
     assert set(log["seconds"]) == {"export", "parity", "engines", "kernels"}
 
 
+@pytest.mark.build
 @needs_rtx
 def test_kernels_can_be_found_as_the_runtime_looks_for_them(built):
     from kernels import launch
@@ -70,6 +72,7 @@ def test_kernels_can_be_found_as_the_runtime_looks_for_them(built):
         assert (built / file).with_suffix(".cubin").is_file()
 
 
+@pytest.mark.build
 @needs_rtx
 def test_building_again_gives_the_same_hashes(built, tmp_path):
     before = load_bundle(built)
@@ -79,6 +82,7 @@ def test_building_again_gives_the_same_hashes(built, tmp_path):
     assert again.sha256 == before.sha256
 
 
+@pytest.mark.build
 @needs_rtx
 def test_validate(built, capsys):
     sha256 = load_bundle(built).sha256
@@ -101,6 +105,7 @@ def test_validate(built, capsys):
         assert message in error
 
 
+@pytest.mark.build
 @needs_rtx
 def test_validate_with_other_weights(built, tmp_path, capsys):
     for suffix in ("onnx", "safetensors"):
@@ -110,6 +115,7 @@ def test_validate_with_other_weights(built, tmp_path, capsys):
     assert "built of other weights" in capsys.readouterr().err
 
 
+@pytest.mark.build
 @needs_rtx
 def test_a_build_that_does_not_agree_stops_with_the_figures(tmp_path, monkeypatch, capsys):
     strict = replace(LIMITS["fp16"], error=1e-9)
@@ -122,7 +128,7 @@ def test_a_build_that_does_not_agree_stops_with_the_figures(tmp_path, monkeypatc
 
 
 @needs_rtx
-@pytest.mark.slow
+@pytest.mark.build
 def test_one_engine_for_many_sizes(tmp_path):
     options = [*SMALL, "--dynamic", "32x96", "--out", str(tmp_path)]
     assert builder.main(options) == 0
@@ -134,6 +140,7 @@ def test_one_engine_for_many_sizes(tmp_path):
 # Without building
 
 
+@pytest.mark.build
 def test_the_layer_report(capsys):
     assert builder.main(["--report", "--model", NAME, "--size", "64x96"]) == 0
     text = capsys.readouterr().out

@@ -19,6 +19,8 @@ from engine.export.passes import for_turing
 from engine.export.stages import OUTPUTS, stage_graphs
 from engine.model import CONFIGS, fuse
 
+pytestmark = pytest.mark.build
+
 SIZE = (64, 96)
 PRECISIONS = dict.fromkeys(CONFIGS, ("fp16",)) | {"mobilevos-mobilenetv2": ("fp16", "fp32")}
 

@@ -54,6 +54,7 @@ def product(dtype=np.float32) -> bytes:
 # Real builds with TensorRT for RTX
 
 
+@pytest.mark.build
 @needs_rtx
 def test_a_real_engine_and_the_same_bytes_again():
     first, second = (trt.build_engine("tensorrt-rtx", conv(), ("sm_86",), "fp16") for _ in "ab")
@@ -62,12 +63,14 @@ def test_a_real_engine_and_the_same_bytes_again():
     assert first.weight_bytes > 0 and first.activation_bytes >= 0
 
 
+@pytest.mark.build
 @needs_rtx
 def test_one_engine_for_several_targets():
     plan = trt.build_engine("tensorrt-rtx", conv(), ("sm_80", "sm_86", "sm_89", "sm_120"), "fp16")
     assert len(plan.data) > 1000
 
 
+@pytest.mark.build
 @needs_rtx
 @pytest.mark.parametrize(
     ("graph", "target", "reason"),

@@ -1,4 +1,4 @@
-"""The command with the real segmenter (untrained weights): the parts fit together."""
+"""The command with the real segmenter and its shipped weights: the parts fit together."""
 
 from __future__ import annotations
 
@@ -13,27 +13,13 @@ import engine.commands.loop
 from engine import Segmenter
 from engine.cli import main
 
-pytestmark = pytest.mark.slow  # exporting the graph takes half a minute
-
 MODEL = "mobilevos-mobilenetv2-noaspp"
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    torch = pytest.importorskip("torch")
-    from engine.export.step import export
-    from engine.model import create
-
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    export(create(MODEL).eval(), MODEL, folder)
-    return folder
-
-
 @pytest.fixture
-def segment(tmp_path, weights):
+def segment():
     def run(source, mask, out, *more):
-        options = ["--mask", mask, "--out", out, "--model", MODEL, "--weights", weights, *more]
+        options = ["--mask", mask, "--out", out, "--model", MODEL, *more]
         return main(["segment", str(source), *map(str, options), "--backend", "cpu"])
 
     return run
@@ -87,9 +73,9 @@ def test_odd_sizes(segment, tmp_path, size):
 
 
 @pytest.mark.parametrize("option", ["--model", "--backend"])
-def test_model_or_backend_that_is_not_there(tmp_path, weights, capsys, option):
+def test_model_or_backend_that_is_not_there(tmp_path, capsys, option):
     video, mask = make_video(tmp_path / "v.mp4", 2), make_mask(tmp_path / "m.png")
-    options = ["--mask", mask, "--out", tmp_path / "out", "--weights", weights, option, "nonsense"]
+    options = ["--mask", mask, "--out", tmp_path / "out", option, "nonsense"]
     assert main(["segment", str(video), *map(str, options)]) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith("error: ") and "nonsense" in error

@@ -47,9 +47,7 @@ OUTPUTS = {
 
 @pytest.fixture(
     scope="module",
-    params=[
-        pytest.param(name, marks=[] if name in SHIPPED else [pytest.mark.slow]) for name in CONFIGS
-    ],
+    params=[pytest.param(name, marks=pytest.mark.build) for name in CONFIGS],
 )
 def exported(request, tmp_path_factory) -> tuple[str, Path]:
     """A network with random weights, exported: its name and the folder of its two files."""
@@ -194,7 +192,8 @@ def test_logits_equal_pytorchs(exported, rng, objects):
     np.testing.assert_allclose(logits, want, atol=1e-3)
 
 
-@pytest.mark.parametrize("exported", SHIPPED, indirect=True, scope="module")
+@pytest.mark.build
+@pytest.mark.parametrize("exported", ["mobilevos-mobilenetv2-noaspp"], indirect=True)
 def test_exporting_twice_gives_the_same_bytes(exported, tmp_path):
     name, folder = exported
     exporter.export(randomised(name, seed=1), name, tmp_path)
@@ -251,6 +250,7 @@ def header(path: Path) -> int:
     return int.from_bytes(path.read_bytes()[:8], "little")
 
 
+@pytest.mark.build
 def test_the_command(tmp_path, monkeypatch, capsys):
     """The EMA weights of a checkpoint are what is exported."""
     name = "mobilevos-mobilenetv2-noaspp"

@@ -115,6 +115,7 @@ def test_means_are_taken_in_fp32():
     assert means_in_fp32(model) == 0
 
 
+@pytest.mark.build
 @needs_rtx
 def test_turings_form_keeps_its_engine_small(rng):
     """If TensorRT no longer expands the weights, the form has no reason left: remove it."""

@@ -69,6 +69,7 @@ def test_recorded_steps_have_a_memory(tmp_path):
         quantize.record(MODEL, FOLDER, root, ["ent"])
 
 
+@pytest.mark.build
 def test_what_is_in_eight_bits_and_what_is_not(made):
     graph = onnx.load(made).graph
     weights = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
@@ -84,12 +85,14 @@ def test_what_is_in_eight_bits_and_what_is_not(made):
             assert node.op_type != "QuantizeLinear", "the affinities are not rounded"
 
 
+@pytest.mark.build
 def test_no_trace_of_the_machine_it_was_made_on(made):
     raw = made.read_bytes()
     for word in (str(Path.home()), str(Path.cwd()), str(made.parent), "site-packages"):
         assert word.encode() not in raw, word
 
 
+@pytest.mark.build
 @needs_vnni
 def test_a_calibration_of_ones_own_runs(made, clip, tmp_path):
     for path in (*find(MODEL), made):
@@ -115,6 +118,7 @@ def test_free_running_masks_stay_near_those_of_fp32(model, clip):
     assert 0.9 <= both / either < 1
 
 
+@pytest.mark.build
 @needs_vnni
 def test_a_graph_of_other_weights_is_refused(made, tmp_path):
     weights, graph = find(MODEL)

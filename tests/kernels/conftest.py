@@ -1,12 +1,10 @@
-"""Fixtures of the kernels' tests: the interpreter's worker, fresh seeds that failures show."""
+"""Fixtures of the kernels' tests: Triton's interpreter."""
 
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 from helpers.interpreted import Interpreter
 
@@ -20,11 +18,3 @@ def interpreter() -> Iterator[Interpreter]:
     worker = Interpreter()
     yield worker
     worker.close()
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    """A fresh seed for each test, shown if it fails; MVOS_SEED repeats one."""
-    seed = int(os.environ.get("MVOS_SEED") or secrets.randbits(32))
-    print(f"to repeat: MVOS_SEED={seed}")
-    return np.random.default_rng(seed)

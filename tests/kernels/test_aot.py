@@ -34,6 +34,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "out"
 
 
+@pytest.mark.build
 def test_the_same_sources_give_the_same_bytes(written: Path, tmp_path: Path) -> None:
     """Another process, folder and cache: every file is equal."""
     for variant in aot.variants("sm_86"):
@@ -44,6 +45,7 @@ def test_the_same_sources_give_the_same_bytes(written: Path, tmp_path: Path) -> 
         assert (written / name).read_bytes() == (tmp_path / name).read_bytes(), name
 
 
+@pytest.mark.build
 def test_metadata_describes_the_files(written: Path) -> None:
     metadata = {p.name: json.loads(p.read_text()) for p in written.glob("*.json")}
     assert {m["op"] for m in metadata.values()} == {

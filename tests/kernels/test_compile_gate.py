@@ -57,6 +57,7 @@ def check(built: aot.Compiled) -> None:
             assert r.tensor_core == 0
 
 
+@pytest.mark.build
 @pytest.mark.parametrize("target", TARGETS)
 def test_gate(target: str) -> None:
     table = tiles.table()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import pytest
 from helpers import ROOT, guarded
 
 
@@ -16,6 +17,7 @@ def run(*cases: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_nothing_outside_is_touched() -> None:
     cases = [case for case in guarded.CASES if case != "lie"]
     done = run(*cases)
@@ -23,6 +25,7 @@ def test_nothing_outside_is_touched() -> None:
     assert done.stdout.splitlines() == [f"finished {case}" for case in cases]
 
 
+@pytest.mark.slow
 def test_the_guard_bites() -> None:
     """Told of one position more than there is, the kernel reads past the end and dies."""
     done = run("lie")

@@ -128,6 +128,7 @@ def test_agrees_with_float64(
     print(f"largest error {error:.2e}, bound {bound(case):.2e}")  # shown with pytest -rP
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),

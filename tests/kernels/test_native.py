@@ -12,6 +12,7 @@ import pytest
 from helpers import ROOT
 
 
+@pytest.mark.build
 @pytest.mark.skipif(not shutil.which("cmake"), reason="cmake is not installed")
 @pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler is installed")
 @pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler is installed")

@@ -26,6 +26,7 @@ from engine.weights import FOLDER, find
 
 MODEL = "mobilevos-mobilenetv2"
 SIZE = (64, 96)
+pytestmark = pytest.mark.build
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +144,6 @@ def test_the_kernels_themselves_in_the_interpreter(fp32, film, reference):
     assert overlap(got * 7, want * 7) >= 0.999
 
 
-@pytest.mark.slow
 def test_a_bundle_as_it_is_built(tmp_path, film, reference):
     """From ``engine.build`` to masks: real engines and cubins, loaded by the real runtime; only
     what would run on a GPU runs in ONNX Runtime, on the graphs that the bundle holds."""
