@@ -1,4 +1,4 @@
-"""The command line: ``python -m engine segment | demo | evaluate | validate | info``."""
+"""The command line: ``python -m engine segment | demo | export | evaluate | validate | info``."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_segment(commands)
     _add_demo(commands)
+    _add_export(commands)
     _add_evaluate(commands)
     _add_validate(commands)
     _add_info(commands)
@@ -134,6 +135,28 @@ def _add_demo(commands: Any) -> None:
     parser.set_defaults(run=_demo)
 
 
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write results in the formats of other tools",
+        description="Write the results of segment in the formats of other tools, to "
+        "RESULTS/exports/. Only RESULTS/masks/ is read.",
+    )
+    parser.add_argument("results", type=Path, metavar="RESULTS", help="the --out of segment")
+    parser.add_argument(
+        "--format",
+        type=_formats,
+        required=True,
+        metavar="NAME,…",
+        help="any of coco, yolo, csv, jsonl, cvat, labelme",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the files of frames that are there"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.set_defaults(run=_export)
+
+
 def _add_evaluate(commands: Any) -> None:
     parser = commands.add_parser(
         "evaluate",
@@ -199,6 +222,13 @@ def _add_range_and_output(parser: argparse.ArgumentParser, out: Path) -> None:
         "--no-overlay", dest="overlay", action="store_false", help="write no overlay.mp4"
     )
     parser.add_argument(
+        "--export",
+        type=_formats,
+        default=(),
+        metavar="NAME,…",
+        help="write OUT/exports/ too, in any of coco, yolo, csv, jsonl, cvat, labelme",
+    )
+    parser.add_argument(
         "--resume", action="store_true", help="go on with an unfinished run in the same folder"
     )
     parser.add_argument(
@@ -222,6 +252,12 @@ def _demo(options: argparse.Namespace) -> None:
     told = {"source": str(demo.CLIP), "mask": demo.MASK, "credit": demo.CREDIT}
     load = _fill(LoadOptions, options)
     segment(_fill(SegmentOptions, options, load=load, **told), print, _warn)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from engine.commands.export import export
+
+    export(options.results, options.format, options.resume, options.overwrite, print, _warn)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -253,6 +289,18 @@ def _fill(kind: type[T], options: argparse.Namespace, **more: Any) -> T:
 
 def _warn(line: str) -> None:
     print(line, file=sys.stderr)
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    from engine.media.exports import FORMATS
+
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        if name not in FORMATS:
+            raise argparse.ArgumentTypeError(
+                f"no format '{name}'; choose from {', '.join(FORMATS)}"
+            )
+    return names
 
 
 def _index(text: str) -> int:

@@ -40,6 +40,7 @@ class LostWatch:
     def __init__(self, rule: LostRule | None = None) -> None:
         self.rule = rule or LostRule()
         self.usual: dict[int, float] = {}  # id → usual confidence
+        self.confidence: dict[int, float] = {}  # id → that in the last frame
 
     def lost(
         self,
@@ -54,11 +55,13 @@ class LostWatch:
         this frame; they are not lost, and their usual confidence is learnt anew.
         """
         rule, lost = self.rule, set()
+        self.confidence = {}
         for label, (mean, square) in zip(ids, scores.tolist(), strict=True):
+            confidence = square / mean if mean > 0 else 0.0
+            self.confidence[label] = confidence
             if label in given:
                 self.usual.pop(label, None)
                 continue
-            confidence = square / mean if mean > 0 else 0.0
             usual = self.usual.get(label, confidence)
             gone = confidence < max(rule.floor, rule.ratio * usual) or mean * pixels < rule.area
             if gone:
@@ -71,6 +74,7 @@ class LostWatch:
     def remove(self, label: int) -> None:
         """Forget an object."""
         self.usual.pop(label, None)
+        self.confidence.pop(label, None)
 
     def state(self, ids: Sequence[int]) -> NDArray[np.float64]:
         """Return the usual confidences of ``ids`` for :meth:`restore`; NaN = none yet."""

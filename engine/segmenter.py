@@ -270,6 +270,16 @@ class Segmenter(Generic[M]):
         return tuple(self._memory.ids)
 
     @property
+    def confidence(self) -> dict[int, float]:
+        """How sure the network is of each of the ``ids`` in the last frame: Σp²/Σp, in 0…1.
+
+        See :mod:`engine.confidence`; empty before ``start``.
+        """
+        return {
+            i: self._watch.confidence[i] for i in self._memory.ids if i in self._watch.confidence
+        }
+
+    @property
     def lost(self) -> tuple[int, ...]:
         """The ``ids`` that the last frame lost; each is followed from where it was last seen.
 

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from engine import __version__
+from engine.commands.export import write_exports
 from engine.commands.info import versions
 from engine.commands.options import SegmentOptions
 from engine.commands.results import Results, fingerprint_of_input
 from engine.errors import EngineError, OutputError, TruncatedVideoError
 from engine.media.masks import load_ids, write_mask
 from engine.media.overlay import overlay
+from engine.media.record import describe
 from engine.media.source import Frame, Source
 from engine.media.writer import VideoWriter
 from engine.threads import Prefetcher, Worker
@@ -111,7 +113,8 @@ class Run:
                 self.segmenter.expect(following.image)
             step = self.segmenter.step if started else self.segmenter.start
             ids = step(frame.image) if started else step(frame.image, self.mask)
-            self.worker.submit(self._keep, frame, ids)
+            text = describe(frame.time, self.segmenter.confidence, self.segmenter.lost)
+            self.worker.submit(self._keep, frame, ids, text)
             self.done, self.count = frame.index, self.count + 1
             if time.perf_counter() - saved >= RESUME_SECONDS and not self.source.live:
                 self._save_resume()
@@ -139,8 +142,8 @@ class Run:
         yield first
         yield from self.frames
 
-    def _keep(self, frame: Frame, ids: NDArray[np.uint8]) -> None:
-        write_mask(self.results.mask(frame.index), ids)
+    def _keep(self, frame: Frame, ids: NDArray[np.uint8], text: dict[str, str]) -> None:
+        write_mask(self.results.mask(frame.index), ids, text)
         self._draw(frame, ids)
 
     def _draw_again(self, frame: Frame) -> None:
@@ -175,6 +178,8 @@ class Run:
         if status in ("complete", "truncated"):
             self.results.remove_resume()
         self._tell(status)
+        if status in ("complete", "truncated"):
+            write_exports(self.results, self.options.export, self.say)
 
     def _tell(self, status: str) -> None:
         rate = (self.count - self.earlier) / (time.perf_counter() - self.began)

@@ -26,6 +26,7 @@ class SegmentOptions:
     resume: bool = False
     overwrite: bool = False
     overlay: bool = True
+    export: tuple[str, ...] = ()
     load: LoadOptions = field(default_factory=LoadOptions)
     credit: str | None = None
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from engine.errors import InputError
 from engine.files import make_folder, output_errors, write_atomic
+from engine.media.exports import FORMATS
 
 State = dict[str, NDArray[Any]]
 _OURS = re.compile(r"\d{5,}\.png|\.\d{5,}\.png\.part")
@@ -36,6 +37,7 @@ class Results:
         self.masks = folder / "masks"
         self.overlay = folder / "overlay.mp4"
         self.summary = folder / "summary.json"
+        self.exports = folder / "exports"
         self._resume = folder / ".resume.npz"
 
     def mask(self, index: int) -> Path:
@@ -44,8 +46,11 @@ class Results:
 
     def exist(self) -> bool:
         """Whether the folder already holds anything that a run would write."""
-        return any(p.exists() for p in (self.overlay, self.summary, self._resume)) or bool(
-            self._mask_files()
+        files = (self.overlay, self.summary, self._resume)
+        return (
+            any(p.exists() for p in files)
+            or bool(self._mask_files())
+            or any(self.exported(name) for name in FORMATS)
         )
 
     def _mask_files(self) -> list[Path]:
@@ -61,7 +66,20 @@ class Results:
         stale = [p for p in self._mask_files() if clear or p.suffix == ".part"]
         stale += self.folder.glob(".*.part")
         stale += [self.overlay, self.summary, self._resume] if clear else []
+        stale += [path for name in FORMATS for path in self.exported(name)] if clear else []
         for path in stale:
+            with output_errors(path):
+                path.unlink(missing_ok=True)
+
+    def exported(self, name: str) -> list[Path]:
+        """List the files of a format that ``exports/`` holds."""
+        made = FORMATS[name]
+        files = [self.exports / made.whole, *self.exports.glob(made.each or made.whole)]
+        return sorted({path for path in files if path.is_file()})
+
+    def remove_export(self, name: str) -> None:
+        """Remove the files of a format; what else lies beside them stays."""
+        for path in self.exported(name):
             with output_errors(path):
                 path.unlink(missing_ok=True)
 

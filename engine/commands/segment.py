@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.commands.export import write_exports
 from engine.commands.loop import Run
 from engine.commands.options import SegmentOptions
 from engine.commands.prompt import mask_from_box
@@ -41,6 +42,7 @@ def segment(
     results = Results(options.out)
     resuming = _look_at_earlier_results(results, options, say, warn)
     if resuming is None:
+        write_exports(results, options.export, say)
         return
     with contextlib.closing(open_source(options.source)) as source:
         if source.live and options.resume:
@@ -80,7 +82,7 @@ def _look_at_earlier_results(
             "--overwrite, or choose another --out"
         )
     now, then = options.told(), dict(summary.get("options", {}))
-    free = ("out", "overlay", "backend", "threads")
+    free = ("out", "overlay", "export", "backend", "threads")
     different = sorted(k for k in now if k not in free and now[k] != then.get(k))
     if different:
         raise InputError(

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from engine.errors import InputError
 from engine.files import write_atomic
@@ -201,10 +203,16 @@ def load_ids(path: Path) -> Ids:
         raise InputError(f"'{path}' cannot be read back ({error}); run with --overwrite") from None
 
 
-def write_mask(path: Path | str, ids: Ids) -> None:
-    """Write ids uint8 [H,W] as a PNG with the DAVIS palette; raises OutputError."""
+def write_mask(path: Path | str, ids: Ids, text: Mapping[str, str] | None = None) -> None:
+    """Write ids uint8 [H,W] as a PNG with the DAVIS palette; raises OutputError.
+
+    ``text`` goes into the PNG beside the pixels, by its keys.
+    """
     image = Image.fromarray(ids)
+    beside = PngInfo()
+    for key, value in (text or {}).items():
+        beside.add_text(key, value)
     image.putpalette(davis_palette().tobytes())
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=3)
+    image.save(buffer, "PNG", compress_level=3, pnginfo=beside)
     write_atomic(Path(path), buffer.getvalue())

@@ -71,6 +71,7 @@ class FakeSegmenter:
     def __init__(self) -> None:
         self.sum = 0
         self.lost_frames = {7: 2}
+        self.confidence, self.lost = {1: 0.75, 7: 0.25}, (7,)
         self.ids_now = np.zeros(SIZE, np.uint8)
         self.hints = 0  # frames that came as they were announced
         self.coming: np.ndarray | None = None
