@@ -209,3 +209,14 @@ def test_the_ensembles_scores_and_state(clip):
     with Segmenter.load(MODEL, "cpu", threads=2) as plain:
         alone = list(plain.segment(frames[:5], mask))
         assert not all(map(np.array_equal, alone, straight)), "the mirrored view has a say"
+
+
+def test_the_segmenter_tells_the_confidence_of_the_last_frame(seg, clip):
+    frames, mask = clip
+    seg.start(frames[0], np.where(mask > 0, 9, 0).astype(np.uint8))
+    assert list(seg.confidence) == [9] and seg.confidence[9] > 0.97  # as given
+    seg.step(frames[1])
+    p = seg.probabilities[1]
+    assert seg.confidence[9] == pytest.approx((p**2).sum() / p.sum(), abs=0.01)
+    seg.remove(9)
+    assert seg.confidence == {}

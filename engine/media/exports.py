@@ -108,7 +108,7 @@ def yolo(frames: Iterable[FrameRecords]) -> Files:
         path = PurePosixPath("yolo/labels", name(frame)).with_suffix(".txt")
         yield path, "".join(lines).encode()
     names = "".join(f"  {label - 1}: {title(label)}\n" for label in range(1, last + 1))
-    head = "path: .  # put the frames beside labels, as images/00000.png\n"
+    head = "# put the frames beside labels, as images/00000.png\n"
     text = f"{head}train: images\nval: images\nnames:\n{names}"
     yield PurePosixPath("yolo/data.yaml"), text.encode()
 
