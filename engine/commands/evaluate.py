@@ -70,6 +70,7 @@ def evaluate(
             "size": segmenter.size,
             "memory": segmenter.memory,
             "tta": segmenter.tta,
+            "interval": interval(scores),
             "mean": {"j": mean(scores, "j"), "f": mean(scores, "f"), "jf": mean(scores, "jf")},
             "objects": [asdict(s) for s in scores],
         }
@@ -122,6 +123,21 @@ def mean(scores: list[Score], field: str) -> float:
     return float(np.mean([getattr(s, field) for s in scores]))
 
 
+def interval(scores: list[Score], draws: int = 2000) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean J&F, drawn over whole sequences.
+
+    It says how far another choice of as many sequences might lie, not how well videos of another
+    kind would do. Source: Efron, "Bootstrap methods: another look at the jackknife", 1979.
+    """
+    names = sorted({s.sequence for s in scores})
+    rows = [[s.jf for s in scores if s.sequence == name] for name in names]
+    total, count = np.array([sum(r) for r in rows]), np.array([len(r) for r in rows])
+    drawn = np.random.default_rng(0).integers(len(names), size=(draws, len(names)))
+    means = total[drawn].sum(1) / count[drawn].sum(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
 def table(scores: list[Score]) -> Iterator[str]:
     """The lines of the printed table."""
     width = max(len(name) for name in ("sequence", *(s.sequence for s in scores)))
@@ -133,3 +149,6 @@ def table(scores: list[Score]) -> Iterator[str]:
     fps = mean(scores, "fps")
     jf, j, f = (mean(scores, field) for field in ("jf", "j", "f"))
     yield f"{'mean':<{width}}  {'':>6}  {jf:.3f}  {j:.3f}  {f:.3f}  {fps:5.1f}"
+    if len({s.sequence for s in scores}) > 1:
+        low, high = interval(scores)
+        yield f"95 % interval of J&F over sequences: {low:.3f} to {high:.3f}"

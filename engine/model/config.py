@@ -22,6 +22,4 @@ CONFIGS = {
     "mobilevos-resnet18": Config(ResNet18, width=160),
     "mobilevos-mobilenetv2": Config(MobileNetV2, width=96),
     "mobilevos-mobilenetv2-noaspp": Config(MobileNetV2, width=96, aspp=False),
-    # Twice the value's width and a wider decoder; trained with a memory of all frames.
-    "mobilevos-teacher": Config(MobileNetV2, width=160, value_dim=128),
 }

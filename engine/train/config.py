@@ -80,7 +80,6 @@ class TrainConfig:
     ``start``: a shipped model, a recipe that was trained, or a ``.pt`` or ``.safetensors`` file:
     its tensors of equal name and shape are taken over. ``decoder``: a shipped model whose decoder
     is taken over as well, widened, through what a start of stage ``"features"`` has learnt.
-    ``widen``: narrower tensors of the start are taken over too, into a part of the channels.
     ``every``: the memory of the network that is trained, as the teacher's.
     ``fused``: train the network as it is shipped, batch norms folded into the convolutions;
     otherwise their statistics stay as they are, for a few clips are too few to estimate them.
@@ -92,7 +91,6 @@ class TrainConfig:
     stage: Literal["clips", "features"] = "clips"
     start: str = ""
     decoder: str = ""
-    widen: bool = False
     every: int = 0
     fused: bool = False
     pretrained: bool = True  # without a ``start``: the backbones' ImageNet weights

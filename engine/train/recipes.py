@@ -7,7 +7,7 @@ from engine.train.config import Distillation, Phase, Teacher, TrainConfig
 LARGE = (320, 544)  # pixels; the batch is halved with it
 
 # The teacher of every student is the best network that is shipped, with a memory of all frames:
-# what the students have to do without. The wider "teacher" has not surpassed it so far.
+# what the students have to do without. A wider network did not surpass it, see the model card.
 TEACHER = Teacher("mobilevos-mobilenetv2", every=2)
 DISTIL = Distillation(logits=0.5, representation=0.02)
 
@@ -68,31 +68,6 @@ CONFIGS = {
             Phase(until=0.6, frames=4, supervised=2, static=0.3, gap=12, pairs=0.3),
             Phase(
                 until=1.0, frames=5, supervised=2, static=0.25, gap=10, pairs=0.3,
-                size=LARGE, batch=2,
-            ),
-        ),
-    ),
-    # Wider, and with a memory that grows: what the students are to be taught by. In clips with such
-    # gaps every frame is one that the memory would keep.
-    "teacher": TrainConfig(
-        model="mobilevos-teacher",
-        start="mobilevos-mobilenetv2",
-        widen=True,
-        every=1,
-        fused=True,
-        seed=3,
-        steps=1200,
-        warmup=60,
-        lr_query=2e-5,
-        lr_value=1e-4,
-        lr_new=3e-4,
-        ema=0.995,
-        corrupt=0.4,
-        occluder=0.4,
-        phases=(
-            Phase(until=0.5, frames=5, supervised=2, static=0.3, gap=9, pairs=0.3),
-            Phase(
-                until=1.0, frames=7, supervised=2, static=0.2, gap=9, pairs=0.3,
                 size=LARGE, batch=2,
             ),
         ),

@@ -13,7 +13,7 @@ from engine.train import checkpoint
 from engine.train.config import Teacher, TrainConfig
 from engine.train.pretrained import load_with_mask_channels, mobilenetv2_imagenet
 from engine.train.recipes import CONFIGS
-from engine.train.widen import grow, take_over_decoder
+from engine.train.widen import take_over_decoder
 from engine.weights import weights_path
 
 RUNS = Path.home() / ".cache" / "mobilevos"  # a folder a recipe, unless --out says otherwise
@@ -69,10 +69,6 @@ def take_over(model: MobileVOS, config: TrainConfig) -> str:
         raise InputError(f"'{config.start}' has no tensor in common with {config.model}")
     model.load_state_dict(fits, strict=False)
     says = f"{len(fits)} of {len(own)} tensors from {config.start}"
-    if config.widen:
-        narrow = {k: v for k, v in state.items() if k in own and k not in fits}
-        grow(model, narrow)
-        says += f", {len(narrow)} widened"
     if config.decoder:
         if not heads or not config.fused:
             raise InputError(

@@ -35,23 +35,6 @@ def take_over_decoder(
 
 
 @torch.no_grad()
-def grow(model: MobileVOS, narrow: dict[str, Tensor]) -> None:
-    """Take over the tensors of a narrower network that differ in size, in place.
-
-    narrow: by name; all tensors whose size depends on V. CBAM looks at the mean and the peak over
-    all V channels of the fused value. So the new ones begin as zeros there, and the mean, which
-    they lower, counts for more; the peak stays, since of so many channels one is positive.
-    """
-    own = model.state_dict()  # its tensors are the network's
-    old, new = len(narrow["encode_query.compression.bias"]), model.config.value_dim
-    for name, tensor in narrow.items():
-        embed(own[name], tensor, (old, new))
-        if name.startswith(("encode_value.block1.conv2.", "encode_value.block1.shortcut.")):
-            own[name][old:] = 0
-    own["encode_value.attention.spatial.weight"][:, 1] *= new / old
-
-
-@torch.no_grad()
 def embed(wide: Tensor, narrow: Tensor, value_dims: tuple[int, int]) -> None:
     """Copy ``narrow`` into the channels of ``wide`` that stand for its own; in place.
 

@@ -16,7 +16,6 @@ from engine.errors import ModelError
 FOLDER = Path(__file__).parent
 DEFAULT_MODEL = "mobilevos-mobilenetv2"
 MODELS = ("mobilevos-resnet18", "mobilevos-mobilenetv2", "mobilevos-mobilenetv2-noaspp")
-TEACHER = "mobilevos-teacher"  # made to be distilled; offered where its weights are
 
 
 def weights_path(name: str, folder: Path = FOLDER) -> Path:
@@ -37,9 +36,7 @@ def int8_path(name: str, folder: Path = FOLDER) -> Path:
 def available(folder: Path = FOLDER) -> list[str]:
     """Names of the models whose two files are in ``folder``."""
     return [
-        n
-        for n in (*MODELS, TEACHER)
-        if weights_path(n, folder).is_file() and graph_path(n, folder).is_file()
+        n for n in MODELS if weights_path(n, folder).is_file() and graph_path(n, folder).is_file()
     ]
 
 
@@ -50,7 +47,7 @@ def find(name: str, folder: Path = FOLDER) -> tuple[Path, Path]:
     ------
     ModelError: for an unknown name, or one without weights in ``folder``.
     """
-    if name not in (*MODELS, TEACHER):
+    if name not in MODELS:
         raise ModelError(f"unknown model '{name}'; choose one of: {', '.join(available(folder))}")
     if name not in available(folder):
         raise ModelError(

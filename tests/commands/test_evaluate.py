@@ -13,7 +13,7 @@ from PIL import Image
 
 import engine.segmenter
 from engine.cli import main
-from engine.commands.evaluate import evaluate
+from engine.commands.evaluate import Score, evaluate, interval
 from engine.data.davis import load_truth
 from engine.errors import InputError, MissingExtraError
 from engine.media.masks import load_ids, write_mask
@@ -116,7 +116,9 @@ def test_the_table_and_the_files(tmp_path):
         return truth(t, k) if k == 2 else np.zeros(SIZE, np.uint8)
 
     evaluate(Answers(half), root, ["bee", "ant"], tmp_path / "out", lines.append)
-    head, *rows, mean = [line.split() for line in lines]
+    *columns, between = lines
+    head, *rows, mean = [line.split() for line in columns]
+    assert between == "95 % interval of J&F over sequences: 0.000 to 1.000"
     assert head == ["sequence", "object", "J&F", "J", "F", "FPS"]
     assert rows == [
         ["bee", "1", "1.000", "1.000", "1.000", "25.0"],
@@ -124,7 +126,7 @@ def test_the_table_and_the_files(tmp_path):
         ["ant", "1", "0.000", "0.000", "0.000", "25.0"],
     ]
     assert mean == ["mean", "0.667", "0.667", "0.667", "25.0"], "over objects, as DAVIS-2017"
-    assert len({len(line) for line in lines}) == 1, "the columns are aligned"
+    assert len({len(line) for line in columns}) == 1, "the columns are aligned"
 
     written = sorted(str(p.relative_to(tmp_path / "out")) for p in tmp_path.glob("out/*/*"))
     assert written == [f"{name}/{t:05d}.png" for name in ("ant", "bee") for t in range(FRAMES)]
@@ -265,3 +267,13 @@ def test_without_the_extra(tmp_path, command, capsys, monkeypatch):
     assert "pip install '.[eval]'" in error and "vos_benchmark" in error
     with pytest.raises(MissingExtraError):
         evaluate(Answers(truth), root)
+
+
+def test_the_interval_is_drawn_over_sequences():
+    """Of many equal objects in one sequence each is no evidence of its own."""
+    spread = [Score(n, 1, v, v, 1.0) for n, v in zip("abcdef", range(5, 11), strict=True)]
+    low, high = interval(spread)
+    assert 5.5 < low < 7.2 < 7.8 < high < 9.5
+    crowded = [Score("a", k, 0.5, 0.5, 1.0) for k in range(1, 99)] + [Score("b", 1, 1.0, 1.0, 1.0)]
+    low, high = interval(crowded)
+    assert low == pytest.approx(0.5) and high == pytest.approx(1.0)

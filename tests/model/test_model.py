@@ -11,18 +11,17 @@ from engine.errors import ModelError
 from engine.model import CONFIGS, aggregate, create, fuse, load
 from engine.model.backbones import MobileNetV2
 from engine.model.read_memory import image_grid, tokens
-from engine.weights import MODELS, TEACHER, weights_path
+from engine.weights import MODELS, weights_path
 
 MILLIONS = {
     "mobilevos-resnet18": 8.1,
     "mobilevos-mobilenetv2": 2.5,
     "mobilevos-mobilenetv2-noaspp": 1.9,
-    "mobilevos-teacher": 5.61,  # ours, not the paper's
 }
 
 
 def test_the_names_are_the_same_everywhere():
-    assert tuple(CONFIGS) == (*MODELS, TEACHER)
+    assert tuple(CONFIGS) == MODELS
 
 
 @pytest.mark.parametrize("name", CONFIGS)

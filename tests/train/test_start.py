@@ -82,7 +82,7 @@ def test_what_has_no_counterpart_keeps_its_own_start():
 
 @pytest.mark.parametrize(("source", "error", "says"), [
     ("mobilevos-resnet50", InputError, "no model with weights, no recipe and no file"),
-    ("teacher", InputError, "train it first: --config teacher"),
+    ("noaspp", InputError, "train it first: --config noaspp"),
     ("empty.pt", ModelError, "damaged"),
     ("foreign.pt", InputError, "no tensor in common"),
     ("keys.pt", ModelError, "not a checkpoint of python -m engine.train"),
@@ -105,22 +105,6 @@ def test_a_recipe_names_its_own_folder(tmp_path, monkeypatch):
     write(tmp_path / "mobilenetv2-first" / "checkpoint.pt", create(SHIPPED))
     assert locate("mobilenetv2-first") == tmp_path / "mobilenetv2-first" / "checkpoint.pt"
     assert locate(SHIPPED) == weights_path(SHIPPED)
-
-
-def test_the_wide_teacher_begins_as_the_shipped_network(clip):
-    """On real frames: its new channels are there, and nothing reads them yet."""
-    torch.manual_seed(0)
-    wide, says = begin(CONFIGS["teacher"])
-    assert says == f"161 of 210 tensors from {SHIPPED}, 49 widened"
-    assert sum(p.numel() for p in wide.parameters()) > 5e6
-    narrow = load(SHIPPED, weights_path(SHIPPED))
-    image = torch.tensor(clip[0][0][:176]).permute(2, 0, 1)[None].float() / 127.5 - 1
-    given = torch.tensor(clip[1][:176] > 0)[None].float()
-    with torch.inference_mode():
-        (a, _, old), (b, _, new) = (run(m, image, given) for m in (narrow, wide))
-    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(old, new[..., :64], rtol=1e-3, atol=1e-3)
-    assert new[..., 64:].std() > 0.01 and a.std() > 1
 
 
 def test_resnet18_takes_over_the_decoder_through_its_heads(tmp_path):
@@ -163,15 +147,14 @@ def test_a_teacher_of_another_network(tmp_path):
 def test_checkpoints_are_exported_folded_or_not(tmp_path, fused):
     from engine.export.step import load_average
 
-    model = randomised("mobilevos-teacher")
+    model = randomised("mobilevos-resnet18")
     write(tmp_path / "c.pt", fuse(model) if fused else model)
-    same(load_average("mobilevos-teacher", tmp_path / "c.pt"), model)
+    same(load_average("mobilevos-resnet18", tmp_path / "c.pt"), model)
 
 
-def test_the_teacher_is_offered_only_where_its_weights_are(tmp_path):
-    assert "mobilevos-teacher" not in available()
-    with pytest.raises(ModelError, match="'mobilevos-teacher' has no trained weights"):
-        find("mobilevos-teacher")
+def test_a_model_is_offered_where_its_weights_are(tmp_path):
+    with pytest.raises(ModelError, match="'mobilevos-resnet18' has no trained weights"):
+        find("mobilevos-resnet18", tmp_path)
     for place in (weights_path, graph_path):
-        place("mobilevos-teacher", tmp_path).touch()
-    assert available(tmp_path) == ["mobilevos-teacher"] and find("mobilevos-teacher", tmp_path)
+        place("mobilevos-resnet18", tmp_path).touch()
+    assert available(tmp_path) == ["mobilevos-resnet18"] and find("mobilevos-resnet18", tmp_path)
