@@ -248,7 +248,7 @@ def test_with_the_network(tmp_path, capsys):
     root = davis(tmp_path / "davis", {"ant": 1, "bee": 2})
     assert main(["evaluate", "--davis", str(root), "--out", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["sequence", "ant", "bee", "bee", "mean"]
+    assert [line.split()[0] for line in lines] == ["sequence", "ant", "bee", "bee", "mean", "95"]
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert scores["backend"] == "cpu" and len(scores["model_hash"]) == 12
     assert all(0 <= s["j"] <= 1 and s["fps"] > 0 for s in scores["objects"])
