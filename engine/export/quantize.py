@@ -78,10 +78,9 @@ class Steps(CalibrationDataReader):  # type: ignore[misc]
         return next(self._steps, None)
 
 
-def affinity_nodes(model: onnx.ModelProto) -> list[str]:
-    """Names of the nodes that take a matrix product: the affinities, which stay in fp32."""
-    products = {n.output[0] for n in model.graph.node if n.op_type == "MatMul"}
-    return [n.name for n in model.graph.node if products & set(n.input)]
+def memory_read_nodes(model: onnx.ModelProto) -> list[str]:
+    """Returns the names of the nodes of the memory read, which stays in fp32."""
+    return [n.name for n in model.graph.node if n.name.startswith("read_memory/")]
 
 
 def quantize(model: str, folder: Path, steps: Sequence[Inputs]) -> bytes:
@@ -101,7 +100,7 @@ def quantize(model: str, folder: Path, steps: Sequence[Inputs]) -> bytes:
             quantized,
             Steps(steps),
             op_types_to_quantize=OPERATORS,
-            nodes_to_exclude=affinity_nodes(onnx.load(folded)),
+            nodes_to_exclude=memory_read_nodes(onnx.load(folded)),
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,

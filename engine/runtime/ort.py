@@ -77,6 +77,7 @@ class OrtBackend:
                 "the versions that onnxruntime-gpu names, or use --backend cpu"
             )
         shapes = {i.name: i.shape for i in self.session.get_inputs()}
+        self.groups = shapes["slots"][0] == "G"  # int8 graphs made before have a row an object
         self.key_dim, self.value_dim = shapes["keys"][-1], shapes["values"][-1]
 
     def end_profile(self) -> Path:
@@ -119,7 +120,7 @@ class OrtBackend:
             "frame": frame_to_network(task.frame, self.geometry),
             "keys": self.keys,
             "values": self.values,
-            "slots": task.slots,
+            "slots": self.rows(task.slots),
             "given": self.unused if task.given is None else task.given,
             "use_given": task.use_given,
             "output_size": self.output_size,
@@ -135,6 +136,10 @@ class OrtBackend:
         }
         self.run(inputs, outputs)
         return mask
+
+    def rows(self, slots: NDArray[np.int32]) -> NDArray[np.int32]:
+        """One row of slots [1, R] where all objects read the same, else a row an object [K, R]."""
+        return slots[:1] if self.groups and (slots == slots[:1]).all() else slots
 
     def run(self, inputs: dict[str, NDArray[Any]], outputs: dict[str, NDArray[Any]]) -> None:
         """Run the graph on contiguous arrays, without copying them in or out."""

@@ -29,7 +29,7 @@ INPUTS = {
     "frame": (TensorProto.UINT8, ["h", "w", 3]),
     "keys": (TensorProto.FLOAT, ["S", "N", 64]),
     "values": (TensorProto.FLOAT, ["S", "K", "N", 64]),
-    "slots": (TensorProto.INT32, ["K", "R"]),
+    "slots": (TensorProto.INT32, ["G", "R"]),
     "given": (TensorProto.FLOAT, ["K", "16*h16", "16*w16"]),
     "use_given": (TensorProto.BOOL, ["K"]),
     "output_size": (TensorProto.INT64, [2]),

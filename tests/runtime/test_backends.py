@@ -41,19 +41,25 @@ def poison(backend, geometry, keys, values):
     backend.import_memory(keys, values)
 
 
+@pytest.mark.parametrize("alike", [False, True])  # whether all objects read the same slots
 @pytest.mark.parametrize(("height", "width", "size", "objects"), [
     (64, 96, 480, 1), (50, 75, 480, 2), (33, 129, 24, 3), (1, 1, 480, 1), (120, 90, 64, 5),
 ])  # fmt: skip
-def test_one_step_with_the_memory_forced(backend, reference, rng, height, width, size, objects):
+def test_one_step_with_the_memory_forced(
+    backend, reference, rng, height, width, size, objects, alike
+):  # fmt: skip
     geometry = Geometry.fit(height, width, size)
     n = geometry.tokens
     keys = rng.normal(0, 1, (4, n, 64)).astype(np.float32)
     values = rng.normal(0, 1, (4, objects, n, 64)).astype(np.float32)
     mask = rng.integers(0, objects + 1, (height, width)).astype(np.uint8)
     ids = list(range(1, objects + 1))
+    slots = rng.choice([-1, 1, 2, 3], (objects, 2)).astype(np.int32)
+    if alike:
+        slots[:] = rng.choice([1, 2, 3], 2)
     task = StepInput(
         frame=rng.integers(0, 256, (height, width, 3), np.uint8),
-        slots=rng.choice([-1, 1, 2, 3], (objects, 2)).astype(np.int32),
+        slots=slots,
         labels=np.array([0, *rng.choice(np.arange(1, 256), objects, False)], np.uint8),
         write=0,
         given=masks_to_network(mask, ids, geometry),
