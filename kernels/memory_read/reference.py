@@ -21,7 +21,9 @@ def memory_read_reference(query: Tensor, keys: Tensor, values: Tensor, slots: Te
     objects, reads = slots.shape
     positions, key_dim = keys.shape[1], keys.shape[2]
     used = (slots >= 0)[:, :, None].expand(objects, reads, positions).flatten(1)  # [K, R·N]
-    safe = slots.clamp(min=0).long()
+    # −1 stands for another slot of the row, whose scores are masked: what lies in a slot that the
+    # object does not read, NaN too, has no part in the result.
+    safe = torch.where(slots < 0, slots.amax(1, keepdim=True), slots).clamp(min=0).long()
     memory = keys[safe].flatten(1, 2)  # [K, R·N, Ck]
     owner = torch.arange(objects, device=slots.device)[:, None]
     value = values[safe, owner].flatten(1, 2)  # [K, R·N, Cv]
@@ -34,4 +36,4 @@ def memory_read_reference(query: Tensor, keys: Tensor, values: Tensor, slots: Te
         bias[:, None, :], (query * (2.0 * scale)).expand(objects, -1, -1), memory.transpose(1, 2)
     )
     readout = torch.bmm(scores.softmax(-1), value)
-    return readout * used.any(-1)[:, None, None]
+    return readout.masked_fill(~used.any(-1)[:, None, None], 0)
