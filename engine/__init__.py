@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from engine.errors import (
         BackendError,
+        DamagedVideoError,
         EngineError,
         InputError,
         MissingExtraError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "BackendError",
+    "DamagedVideoError",
     "EngineError",
     "Frame",
     "InputError",

@@ -28,11 +28,15 @@ class StateError(EngineError, RuntimeError):
     """A call in the wrong order, such as ``step`` before ``start``."""
 
 
-class TruncatedVideoError(InputError):
-    """The video ended in the middle; everything before the break was good and is kept."""
+class DamagedVideoError(InputError):
+    """Frames of the video are missing or spoiled; the results of all others are good and kept."""
 
     exit_code = 3
     severity = "warning"
+
+
+class TruncatedVideoError(DamagedVideoError):
+    """The video ended in the middle; everything before the break was good and is kept."""
 
 
 class OutputError(EngineError, OSError):
@@ -77,7 +81,7 @@ def one_line(text: object) -> str:
 def run(command: Callable[[], object]) -> int:
     """Run a command and return its exit code: 0, or what the exception that ended it says.
 
-    2 for errors of use and of the operating system, 3 for a truncated video, 130 for Ctrl-C.
+    2 for errors of use and of the operating system, 3 for a damaged video, 130 for Ctrl-C.
     Errors and warnings become one line each on stderr; a bug keeps its traceback.
     """
     try:

@@ -16,9 +16,15 @@ from engine import __version__
 from engine.commands.export import write_exports
 from engine.commands.info import versions
 from engine.commands.options import SegmentOptions
-from engine.commands.results import Results, fingerprint_of_input
-from engine.errors import EngineError, OutputError, TruncatedVideoError
-from engine.media.masks import load_ids, write_mask
+from engine.commands.results import Results
+from engine.errors import (
+    DamagedVideoError,
+    EngineError,
+    InputError,
+    OutputError,
+    TruncatedVideoError,
+)
+from engine.media.masks import load_ids
 from engine.media.overlay import overlay
 from engine.media.record import describe
 from engine.media.source import Frame, Source
@@ -49,8 +55,8 @@ class Run:
         self.done = -1  # the last frame whose mask is made
         self.count = 0  # frames with a mask, those of an earlier run included
         self.earlier = 0  # of them, those of the earlier run
-        self.fingerprint = {
-            "input": fingerprint_of_input(options.source),
+        self.fingerprint: dict[str, Any] = {
+            "input": source.fingerprint(),
             "mask": hashlib.sha256(mask.tobytes()).hexdigest(),
             "start": options.start,
             "every": options.every,
@@ -61,6 +67,7 @@ class Run:
             "backend": segmenter.backend,
             "version": __version__,
         }
+        self.resumable = self.fingerprint["input"] is not None
 
     def go(self, first: Frame, resuming: bool) -> None:
         """Work through ``first`` and all frames behind it.
@@ -69,10 +76,15 @@ class Run:
         """
         if resuming:
             self.done, state = self.results.load_resume(self.fingerprint)
+            if self.options.end is not None and self.done >= self.options.end:
+                raise InputError(
+                    f"the run in '{self.options.out}' is done up to frame {self.done} already; "
+                    "give a larger --end, or none"
+                )
             if self.done >= 0:
                 self.segmenter.load_state_dict(state)
                 self.warn(f"resuming after frame {self.done}")
-        elif not self.source.live:
+        elif self.resumable:
             self.results.save_resume(-1, self.fingerprint, {})
         self.video: VideoWriter | None = None
         if self.options.overlay:
@@ -91,6 +103,8 @@ class Run:
             status, error = ("complete", None) if self.source.live else ("interrupted", caught)
         except TruncatedVideoError as caught:
             status, error = "truncated", caught
+        except DamagedVideoError as caught:
+            status, error = "damaged", caught
         except EngineError as caught:
             status, error = "failed", caught
         except BaseException:
@@ -104,7 +118,7 @@ class Run:
         saved = time.perf_counter()
         for frame in self._with_progress(first):
             if frame.index <= self.done:
-                self.worker.submit(self._draw_again, frame)
+                self.worker.submit(self._check_again, frame)
                 self.count, self.earlier = self.count + 1, self.earlier + 1
                 continue
             started = self.done >= 0
@@ -116,7 +130,7 @@ class Run:
             text = describe(frame.time, self.segmenter.confidence, self.segmenter.lost)
             self.worker.submit(self._keep, frame, ids, text)
             self.done, self.count = frame.index, self.count + 1
-            if time.perf_counter() - saved >= RESUME_SECONDS and not self.source.live:
+            if time.perf_counter() - saved >= RESUME_SECONDS and self.resumable:
                 self._save_resume()
                 saved = time.perf_counter()
 
@@ -143,12 +157,12 @@ class Run:
         yield from self.frames
 
     def _keep(self, frame: Frame, ids: NDArray[np.uint8], text: dict[str, str]) -> None:
-        write_mask(self.results.mask(frame.index), ids, text)
+        self.results.keep_mask(frame.index, ids, text)
         self._draw(frame, ids)
 
-    def _draw_again(self, frame: Frame) -> None:
-        if self.video is not None:
-            self._draw(frame, load_ids(self.results.mask(frame.index)))
+    def _check_again(self, frame: Frame) -> None:
+        height, width = frame.image.shape[:2]
+        self._draw(frame, load_ids(self.results.mask(frame.index), (height, width)))
 
     def _draw(self, frame: Frame, ids: NDArray[np.uint8]) -> None:
         if self.video is not None:
@@ -166,6 +180,7 @@ class Run:
             self.worker.close()
             if self.video is not None:
                 self.video.close()
+            self.results.sync()
             self.results.write_summary(self._summary(status, error))
         except OutputError:
             self._abandon()
@@ -175,10 +190,10 @@ class Run:
         except EngineError:
             self._abandon()
             raise
-        if status in ("complete", "truncated"):
+        if status in ("complete", "truncated", "damaged"):
             self.results.remove_resume()
         self._tell(status)
-        if status in ("complete", "truncated"):
+        if status in ("complete", "truncated", "damaged"):
             write_exports(self.results, self.options.export, self.say)
 
     def _tell(self, status: str) -> None:
@@ -209,6 +224,8 @@ class Run:
             "frames_resumed": self.earlier,
             "last_frame": self.done,
             "frames_lost": self.segmenter.lost_frames,
+            "frames_missing": source.missing,
+            "frames_damaged": source.damaged,
             "fps": round(stats.fps, 3),
             "p50_ms": round(stats.p50_ms, 3),
             "p99_ms": round(stats.p99_ms, 3),

@@ -7,8 +7,7 @@ import hashlib
 import io
 import json
 import re
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import InputError
-from engine.files import make_folder, output_errors, write_atomic
+from engine.files import (
+    FolderLock,
+    make_folder,
+    output_errors,
+    part_of,
+    sync_file,
+    sync_folder,
+    write_atomic,
+)
 from engine.media.exports import FORMATS
+from engine.media.masks import write_mask
 
 State = dict[str, NDArray[Any]]
 _OURS = re.compile(r"\d{5,}\.png|\.\d{5,}\.png\.part")
 _HEADER = "header"  # in the resume file, beside the segmenter's arrays under `_STATE`
 _STATE = "state/"
+_DIGEST = 32  # bytes of SHA-256 behind the rest of the file
 
 
 class Results:
@@ -39,6 +48,8 @@ class Results:
         self.summary = folder / "summary.json"
         self.exports = folder / "exports"
         self._resume = folder / ".resume.npz"
+        self._lock: FolderLock | None = None
+        self._unsynced: list[Path] = []
 
     def mask(self, index: int) -> Path:
         """Where the mask of frame ``index`` is or will be."""
@@ -46,27 +57,39 @@ class Results:
 
     def exist(self) -> bool:
         """Whether the folder already holds anything that a run would write."""
-        files = (self.overlay, self.summary, self._resume)
-        return (
-            any(p.exists() for p in files)
-            or bool(self._mask_files())
-            or any(self.exported(name) for name in FORMATS)
-        )
+        with output_errors(self.folder):
+            files = (self.overlay, self.summary, self._resume)
+            return (
+                any(p.exists() for p in files)
+                or bool(self._mask_files())
+                or any(self.exported(name) for name in FORMATS)
+            )
 
     def _mask_files(self) -> list[Path]:
-        try:
-            return [p for p in self.masks.iterdir() if _OURS.fullmatch(p.name)]
-        except OSError:
+        if not self.masks.is_dir():
             return []
+        with output_errors(self.masks):
+            return [p for p in self.masks.iterdir() if _OURS.fullmatch(p.name)]
 
-    def prepare(self, clear: bool) -> None:
-        """Create the folders; remove what an earlier run left (all of it with ``clear``)."""
+    def prepare(self, fresh: bool, clear: bool, inputs: Iterable[Path]) -> None:
+        """Create the folders and keep other runs out; remove what a killed run left unfinished.
+
+        fresh: nothing is there, as far as is known; clear: remove all that an earlier run wrote.
+        Raises InputError if that would remove one of the files or folders ``inputs``.
+        """
         make_folder(self.folder)
+        self._lock = FolderLock(self.folder)
+        if fresh and self.exist():
+            raise InputError(
+                f"another run has just written to '{self.folder}'; choose another --out"
+            )
         make_folder(self.masks)
-        stale = [p for p in self._mask_files() if clear or p.suffix == ".part"]
-        stale += self.folder.glob(".*.part")
-        stale += [self.overlay, self.summary, self._resume] if clear else []
-        stale += [path for name in FORMATS for path in self.exported(name)] if clear else []
+        ours = [self.overlay, self.summary, self._resume]
+        stale = [part_of(p) for p in ours]
+        stale += [p for p in self._mask_files() if clear or p.suffix == ".part"]
+        if clear:
+            stale += [*ours, *(path for name in FORMATS for path in self.exported(name))]
+        self._spare(inputs, stale)
         for path in stale:
             with output_errors(path):
                 path.unlink(missing_ok=True)
@@ -83,43 +106,82 @@ class Results:
             with output_errors(path):
                 path.unlink(missing_ok=True)
 
-    def read_summary(self) -> dict[str, Any] | None:
-        """The summary that a run wrote when it ended; None without one."""
+    def _spare(self, inputs: Iterable[Path], stale: list[Path]) -> None:
+        gone = {p.parent.resolve() / p.name for p in stale} | {p.resolve() for p in stale}
+        folders = {p.parent for p in gone if p.suffix == ".png"}
+        for path in inputs:
+            if path.resolve() in gone | folders:
+                raise InputError(
+                    f"'{path}' is among the results in '{self.folder}' that would be removed; "
+                    "choose another --out"
+                )
+
+    def close(self) -> None:
+        """Let other runs write to the folder."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def keep_mask(self, index: int, ids: NDArray[np.uint8], text: Mapping[str, str]) -> None:
+        """Write the mask of a frame and the text that it carries."""
+        path = self.mask(index)
+        write_mask(path, ids, text, sync=False)
+        self._unsynced.append(path)
+
+    def sync(self) -> None:
+        """Bring the masks written so far to the disk."""
+        for path in self._unsynced:
+            sync_file(path)
+        self._unsynced.clear()
+        sync_folder(self.masks)
+
+    def read_summary(self) -> dict[str, Any]:
+        """The summary that a run wrote when it ended; empty without a good one."""
         try:
             summary = json.loads(self.summary.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return summary if isinstance(summary, dict) else None
+        except (OSError, ValueError, RecursionError):
+            return {}
+        good = isinstance(summary, dict) and isinstance(summary.get("options"), dict)
+        return summary if good else {}
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``."""
         text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-        write_atomic(self.summary, text.encode())
+        # Bytes of a file name that are no UTF-8 become \\udcNN, which JSON reads as they were.
+        write_atomic(self.summary, text.encode(errors="backslashreplace"))
 
     def save_resume(self, index: int, fingerprint: Mapping[str, Any], state: State) -> None:
-        """Store that all frames up to ``index`` are done (-1: none), and the segmenter's state."""
+        """Store that all frames up to ``index`` are done (-1: none) and the segmenter's state."""
+        self.sync()
         header = json.dumps({"index": index, "fingerprint": dict(fingerprint)}).encode()
         arrays: State = {_STATE + name: array for name, array in state.items()}
         arrays[_HEADER] = np.frombuffer(header, np.uint8)
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
-        write_atomic(self._resume, buffer.getvalue())
+        content = buffer.getvalue()
+        write_atomic(self._resume, content + hashlib.sha256(content).digest())
 
     def can_resume(self) -> bool:
         """Whether an unfinished run left a point to resume from."""
         return self._resume.exists()
 
     def load_resume(self, fingerprint: Mapping[str, Any]) -> tuple[int, State]:
-        """Return (last frame done, segmenter's state); raise InputError for another run's."""
+        """Return (last frame done, segmenter's state).
+
+        Raises InputError if the point is damaged or of another run.
+        """
         try:
-            with np.load(self._resume, allow_pickle=False) as file:
+            content = self._resume.read_bytes()
+            content, digest = content[:-_DIGEST], content[-_DIGEST:]
+            if hashlib.sha256(content).digest() != digest:
+                raise ValueError("its SHA-256 differs")
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:
                 header = json.loads(file[_HEADER].tobytes())
                 names = [name for name in file.files if name.startswith(_STATE)]
                 state = {name.removeprefix(_STATE): file[name] for name in names}
             index, saved = int(header["index"]), dict(header["fingerprint"])
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except Exception as error:  # made by hand, it can raise anything
             raise InputError(
-                f"'{self._resume}' cannot be read ({error}); start anew with --overwrite"
+                f"'{self._resume}' is damaged ({error}); start anew with --overwrite"
             ) from None
         different = sorted(k for k in {*saved, *fingerprint} if saved.get(k) != fingerprint.get(k))
         if different:
@@ -133,19 +195,3 @@ class Results:
         """Remove the point to resume from: the run is finished."""
         with contextlib.suppress(OSError):
             self._resume.unlink()
-
-
-def fingerprint_of_input(name: str) -> str:
-    """Return a digest that tells videos and folders of images apart without reading all of them."""
-    path, digest = Path(name), hashlib.sha256()
-    try:
-        if path.is_dir():
-            for file in sorted(path.iterdir()):
-                digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-        else:
-            with path.open("rb") as stream:
-                digest.update(f"{path.stat().st_size}\n".encode())
-                digest.update(stream.read(1 << 20))
-    except OSError:
-        return name  # a stream: its address is all there is
-    return digest.hexdigest()

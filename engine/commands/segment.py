@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,16 +45,20 @@ def segment(
     if resuming is None:
         write_exports(results, options.export, say)
         return
-    with contextlib.closing(open_source(options.source)) as source:
-        if source.live and options.resume:
-            raise InputError(f"{source.name} is live: what it showed before cannot be resumed")
+    with (
+        contextlib.closing(results),
+        contextlib.closing(open_source(options.source)) as source,
+    ):
+        if options.resume and source.fingerprint() is None:
+            raise InputError(f"{source.name} cannot be read again from its start, so not resumed")
         wanted = source.frames(options.start, options.end, options.every)
         with prefetch(wanted, drop_oldest=source.live) as frames:
             first = next(frames)
             mask = _first_mask(options, first, warn)
             with (load or Segmenter.load)(options.load) as segmenter:
                 # Only now: what cannot run must not cost the results of an earlier run.
-                results.prepare(clear=options.overwrite and not resuming)
+                inputs = [Path(options.source), *([options.mask] if options.mask else [])]
+                results.prepare(not (resuming or options.overwrite), options.overwrite, inputs)
                 run = Run(options, results, source, frames, segmenter, mask, say, warn)
                 run.go(first, resuming)
 
@@ -76,12 +81,12 @@ def _look_at_earlier_results(
     if results.can_resume():
         return True
     summary = results.read_summary()
-    if summary is None or summary.get("status") not in ("complete", "truncated"):
+    if summary.get("status") not in ("complete", "truncated", "damaged"):
         raise InputError(
             f"'{options.out}' holds masks but no point to resume from; replace them with "
             "--overwrite, or choose another --out"
         )
-    now, then = options.told(), dict(summary.get("options", {}))
+    now, then = options.told(), summary["options"]
     free = ("out", "overlay", "export", "backend", "threads")
     different = sorted(k for k in now if k not in free and now[k] != then.get(k))
     if different:

@@ -1,22 +1,59 @@
-"""Still images as frames: whatever Pillow opens becomes uint8 RGB, upright; folders of them."""
+"""Still images, read from a list of formats, and folders of them as frames: uint8 RGB, upright."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from engine.errors import InputError, TruncatedVideoError
+from engine.errors import EngineError, InputError, TruncatedVideoError
+from engine.files import sample_digest
 from engine.media.decoder import Image8
 from engine.media.source import Frame, check_range, check_reached, size_change
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 FOLDER_FPS = 24.0  # as DAVIS, whose folders are the usual ones
 _TURNED = {5, 6, 7, 8}  # EXIF orientations that swap height and width
-_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+# Pillow knows forty more; some run programs, such as Ghostscript, and few of them are looked after.
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "TIFF", "PPM")
+
+
+class UnreadableImage(Exception):
+    """An image cannot be read; the text says why."""
+
+
+@contextlib.contextmanager
+def open_image(path: Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
+    """Open the image in a file of one of Pillow's ``formats``, to be decoded inside the block.
+
+    Raises FileNotFoundError, and UnreadableImage for whatever Pillow raises, which can be anything.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise UnreadableImage("it is not a file")
+        with Image.open(path, formats=formats) as image:
+            yield image
+    except (FileNotFoundError, UnreadableImage, EngineError):
+        raise
+    except UnidentifiedImageError:
+        raise UnreadableImage(f"it is none of {', '.join(formats)}") from None
+    except Exception as error:
+        raise UnreadableImage(str(error) or type(error).__name__) from None
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return (H, W) of an image as it is to be seen, told from its header."""
+    # Pillow decodes a whole PNG to look for EXIF where the header names none.
+    plain = image.format == "PNG" and "exif" not in image.info
+    turned = not plain and image.getexif().get(0x0112) in _TURNED
+    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def rgb(image: Image.Image) -> Image8:
@@ -48,6 +85,7 @@ class ImageFolder:
 
     live = False
     fps = FOLDER_FPS
+    missing = damaged = 0
 
     def __init__(self, folder: Path) -> None:
         self.name = str(folder)
@@ -63,11 +101,18 @@ class ImageFolder:
                 f"'{folder}' has no images in it; pass a video, or a folder of PNG or JPEG files"
             )
         self.frame_count: int | None = len(self.paths)
-        self.size = _upright_size(self.paths[0])
+        self.size = _size(self.paths[0])
         # Headers only: a wrong size shows now, not after an hour of work.
         for path in self.paths[1:]:
-            if (size := _upright_size(path)) != self.size:
+            if (size := _size(path)) != self.size:
                 raise size_change(f"'{path}'", size, self.size)
+
+    def fingerprint(self) -> str:
+        """See `Source`: of the images alone, whatever else the folder holds."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            digest.update(os.fsencode(path.name) + f" {sample_digest(path)}\n".encode())
+        return digest.hexdigest()
 
     def frames(self, start: int = 0, end: int | None = None, every: int = 1) -> Iterator[Frame]:
         """See `Source.frames`; the time is that of `FOLDER_FPS` frames a second."""
@@ -76,9 +121,9 @@ class ImageFolder:
         for index in range(start, min(end or len(self.paths), len(self.paths)), every):
             path = self.paths[index]
             try:
-                with Image.open(path) as image:
+                with open_image(path) as image:
                     pixels = rgb(image)
-            except _UNREADABLE as error:
+            except (OSError, UnreadableImage) as error:
                 raise TruncatedVideoError(
                     f"image {index}, '{path}', is damaged ({error}); results before it are kept; "
                     "replace the file"
@@ -89,12 +134,9 @@ class ImageFolder:
         """Do nothing: no file stays open between frames."""
 
 
-def _upright_size(path: Path) -> tuple[int, int]:
+def _size(path: Path) -> tuple[int, int]:
     try:
-        with Image.open(path) as image:
-            # Pillow decodes a whole PNG to look for EXIF where the header names none.
-            plain = image.format == "PNG" and "exif" not in image.info
-            turned = not plain and image.getexif().get(0x0112) in _TURNED
-            return (image.width, image.height) if turned else (image.height, image.width)
-    except _UNREADABLE as error:
+        with open_image(path) as image:
+            return upright_size(image)
+    except (OSError, UnreadableImage) as error:
         raise InputError(f"'{path}' is not a readable image ({error}); replace the file") from None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +19,12 @@ from PIL.PngImagePlugin import PngInfo
 
 from engine.errors import InputError
 from engine.files import write_atomic
+from engine.media.images import FORMATS, UnreadableImage, open_image, upright_size
 
 Ids = NDArray[np.uint8]
 Values = NDArray[np.int32]
+_FORMATS = (*FORMATS, "GIF")
+_MOST_PIXELS = 1 << 26  # of a mask that is scaled
 _HARD_EDGES = (
     "save it as PNG with hard edges: no antialiasing, no soft brush, nearest-neighbour scaling"
 )
@@ -65,34 +69,51 @@ def read_mask(path: Path | str, size: tuple[int, int] | None = None, resize: boo
     Raises InputError for an unreadable, JPEG, antialiased, empty or wrongly sized mask, and for
     more than 255 objects.
     """
+    path = Path(path)
     try:
-        with Image.open(path) as image:
-            lossy = image.format in ("JPEG", "MPO")
+        with open_image(path, _FORMATS) as image:
+            # All that the header tells comes before the decoding, which may take gigabytes.
+            if image.format in ("JPEG", "MPO"):
+                raise InputError(
+                    f"mask '{path}' is a JPEG, whose compression blurs ids; {_HARD_EDGES}"
+                )
+            _check_size(path, upright_size(image), size, resize)
             raw = _values(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise InputError(f"mask '{path}' does not exist; check its path") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, UnreadableImage) as error:
         raise InputError(
             f"mask '{path}' is not a readable image ({error}); save it as PNG"
         ) from None
-    if lossy:
-        raise InputError(f"mask '{path}' is a JPEG, whose compression blurs ids; {_HARD_EDGES}")
     if _antialiased(raw):
         raise InputError(f"mask '{path}' has antialiased or blurred edges; {_HARD_EDGES}")
-    ids, note = _as_ids(raw, Path(path))
+    ids, note = _as_ids(raw, path)
     notes = [f"mask '{path}': {text}" for text in (raw.note, note) if text]
     if size is not None and ids.shape != size:
-        sizes = f"{ids.shape[1]}x{ids.shape[0]}", f"{size[1]}x{size[0]}"
-        if not resize:
-            raise InputError(
-                f"mask '{path}' is {sizes[0]} but the video is {sizes[1]}; give a mask of that "
-                "size, or add --resize-mask to scale this one"
-            )
+        notes.append(f"mask '{path}': scaled from {_text(ids.shape)} to {_text(size)}")
         ids = resize_ids(ids, size)
-        notes.append(f"mask '{path}': scaled from {sizes[0]} to {sizes[1]}")
     if not ids.any():
         raise InputError(f"mask '{path}' is empty: it marks no object; give one a value above 0")
     return Mask(ids, tuple(notes))
+
+
+def _check_size(
+    path: Path, found: tuple[int, int], wanted: tuple[int, int] | None, resize: bool
+) -> None:
+    """Raise InputError for a mask of another size than ``wanted``, or of too many pixels."""
+    if wanted not in (None, found) and not resize:
+        raise InputError(
+            f"mask '{path}' is {_text(found)} but the video is {_text(wanted)}; give a mask of "
+            "that size, or add --resize-mask to scale this one"
+        )
+    if wanted != found and math.prod(found) > _MOST_PIXELS:
+        raise InputError(
+            f"mask '{path}' is {_text(found)}, too large; scale it to the video's size"
+        )
+
+
+def _text(size: tuple[int, ...]) -> str:
+    return f"{size[1]}x{size[0]}"
 
 
 def _values(image: Image.Image) -> _Raw:
@@ -100,9 +121,19 @@ def _values(image: Image.Image) -> _Raw:
         flat = (image.getpalette("RGB") or [])[:768]
         palette = np.zeros((256, 3), np.int32)
         palette[: len(flat) // 3] = np.reshape(flat, (-1, 3))
-        return _Raw(np.asarray(image).astype(np.int32), palette)
-    if image.mode in ("1", "L") or image.mode.startswith(("I", "F")):
-        return _Raw(np.rint(np.asarray(image).astype(np.float64)).astype(np.int32))
+        values: Values = np.asarray(image).astype(np.int32)
+        black = ~palette[np.unique(values)].any(axis=1)
+        # Index 0 is the background, unless its colour says otherwise and another's is black.
+        if not palette[0].any() or not black.any():
+            return _Raw(values, palette)
+    if image.mode in ("1", "L"):
+        return _Raw(np.asarray(image).astype(np.int32))
+    if image.mode.startswith(("I", "F")):
+        stored = np.asarray(image).astype(np.float64)
+        # NaN compares as false.
+        if not (np.abs(stored) <= np.iinfo(np.int32).max).all():
+            raise UnreadableImage("it holds values that are no numbers, or beyond 32 bits")
+        return _Raw(np.rint(stored).astype(np.int32))
     rgba = np.asarray(image.convert("RGBA")).astype(np.int32)
     alpha = rgba[:, :, 3:]
     pixels = (rgba[:, :, :3] * alpha + 127) // 255
@@ -194,19 +225,30 @@ def resize_ids(ids: Ids, size: tuple[int, int]) -> Ids:
     return ids[np.ix_(rows.astype(np.intp), columns.astype(np.intp))]
 
 
-def load_ids(path: Path) -> Ids:
-    """Read back a mask that `write_mask` wrote: its palette indices, uint8 [H,W], unquestioned."""
+def load_ids(path: Path, size: tuple[int, int] | None = None) -> Ids:
+    """Read back a mask that `write_mask` wrote: its palette indices, uint8 [H,W], unquestioned.
+
+    Raises InputError if it cannot be read, or is not of ``size`` (H, W).
+    """
     try:
-        with Image.open(path) as image:
+        with open_image(path, ("PNG",)) as image:
+            if size not in (None, (image.height, image.width)):
+                raise UnreadableImage(f"it is {image.width}x{image.height}")
+            if size is not None and image.mode not in ("P", "L"):
+                raise UnreadableImage(f"its mode is {image.mode}")
             return np.array(image, dtype=np.uint8)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"'{path}' cannot be read back ({error}); run with --overwrite") from None
+    except (OSError, UnreadableImage) as error:
+        raise InputError(
+            f"'{path}' is missing or no mask of this run ({error}); start anew with --overwrite"
+        ) from None
 
 
-def write_mask(path: Path | str, ids: Ids, text: Mapping[str, str] | None = None) -> None:
+def write_mask(
+    path: Path | str, ids: Ids, text: Mapping[str, str] | None = None, sync: bool = True
+) -> None:
     """Write ids uint8 [H,W] as a PNG with the DAVIS palette; raises OutputError.
 
-    ``text`` goes into the PNG beside the pixels, by its keys.
+    ``text`` goes into the PNG beside the pixels, by its keys. sync: as for `write_atomic`.
     """
     image = Image.fromarray(ids)
     beside = PngInfo()
@@ -215,4 +257,4 @@ def write_mask(path: Path | str, ids: Ids, text: Mapping[str, str] | None = None
     image.putpalette(davis_palette().tobytes())
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=3, pnginfo=beside)
-    write_atomic(Path(path), buffer.getvalue())
+    write_atomic(Path(path), buffer.getvalue(), sync)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import stat
 import sys
 from pathlib import Path
 
 from engine.errors import InputError
+from engine.media.decoder import SCHEMES, reason
 from engine.media.images import ImageFolder
 from engine.media.source import Source
 from engine.media.video import VideoSource
@@ -17,7 +19,8 @@ _LIVE_SCHEMES = {"rtsp", "rtsps", "rtmp", "rtp", "udp", "srt"}
 def open_source(source: str | Path) -> Source:
     """Open a video file, a folder of images, a camera index such as ``"0"``, or a stream's URL.
 
-    Raises InputError if it is missing, unreadable, not a video, or has no frames.
+    ``-`` is a video on standard input. Raises InputError if it is missing, unreadable, not a video,
+    or has no frames.
     """
     name, path = str(source), Path(source)
     if name.isdecimal() and not path.exists():
@@ -26,22 +29,40 @@ def open_source(source: str | Path) -> Source:
         return VideoSource(name.removeprefix("dshow://"), "dshow", name=name, live=True)
     if name.startswith("/dev/video"):
         return VideoSource(name, "v4l2", live=True)
-    if "://" in name:
-        return VideoSource(name, live=name.split("://")[0].lower() in _LIVE_SCHEMES)
+    scheme = name.split("://")[0].lower() if "://" in name else ""
+    if scheme in SCHEMES:
+        return VideoSource(name, live=scheme in _LIVE_SCHEMES)
+    if name == "-" or name.startswith(("/dev/stdin", "/dev/fd/", "/proc/self/fd/")):
+        return _piped("/dev/stdin" if name == "-" else name)
     try:
-        if path.is_dir():
+        kind = path.stat()
+        if stat.S_ISDIR(kind.st_mode):
             return ImageFolder(path)
-        with path.open("rb") as file:
-            empty = not file.read(1)
+        if stat.S_ISREG(kind.st_mode):
+            path.open("rb").close()
     except FileNotFoundError:
+        if scheme:
+            raise InputError(
+                f"'{name}' has a scheme that is not read; those are: {', '.join(sorted(SCHEMES))}"
+            ) from None
         raise InputError(f"'{name}' does not exist; check the path of the input") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        why = reason(error)
+        raise InputError(f"'{name}' cannot be read: {why}; check its path and rights") from None
+    if not stat.S_ISREG(kind.st_mode):
         raise InputError(
-            f"'{name}' cannot be read: {error.strerror}; check its permissions"
-        ) from None
-    if empty:
+            f"'{name}' is a pipe or a device, not a file; give - as the input and pipe the video in"
+        )
+    if not kind.st_size:
         raise InputError(f"'{name}' is empty (0 bytes); copy or download it again")
-    return VideoSource(name)
+    return VideoSource(path)
+
+
+def _piped(name: str) -> Source:
+    """A video on standard input or another descriptor; from a file that was redirected, too."""
+    if name == "/dev/stdin":
+        return VideoSource(sys.stdin.buffer, name="standard input")
+    return VideoSource(Path(name).open("rb"), name=name)
 
 
 def _camera(index: int) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from engine.errors import InputError
+from engine.media.images import UnreadableImage, open_image
 from engine.media.rle import coco_counts
 
 KEY = "mobilevos"
@@ -101,9 +102,9 @@ def read_records(results: Path | str) -> Iterator[FrameRecords]:
 def read_frame(path: Path) -> FrameRecords:
     """The records of one mask NNNNN.png. Raises InputError if it cannot be read."""
     try:
-        with Image.open(path) as image:
+        with open_image(path, ("PNG",)) as image:
             if image.mode not in ("P", "L"):
-                raise ValueError(f"its mode is {image.mode}, not palette or grey")
+                raise UnreadableImage(f"its mode is {image.mode}, not palette or grey")
             ids = np.array(image, dtype=np.uint8)
             about = json.loads(getattr(image, "text", {}).get(KEY, "{}"))
             objects = {int(label): told for label, told in about.get("objects", {}).items()}
@@ -113,7 +114,7 @@ def read_frame(path: Path) -> FrameRecords:
                 (image.height, image.width),
                 tuple(_records(ids, objects)),
             )
-    except (OSError, ValueError, SyntaxError, AttributeError, TypeError) as error:
+    except (OSError, UnreadableImage) as error:
         raise InputError(
             f"mask '{path}' cannot be read ({error}); run segment again with --overwrite"
         ) from None

@@ -28,11 +28,26 @@ class Source(Protocol):
     frame_count: int | None  # as declared; None where unknown, as for a camera
     live: bool
 
+    @property
+    def missing(self) -> int:
+        """How many frames up to the most recent one were lost."""
+        ...
+
+    @property
+    def damaged(self) -> int:
+        """How many of those that came are spoiled, by what the decoder tells."""
+        ...
+
+    def fingerprint(self) -> str | None:
+        """A digest of the content; None for what cannot be read again, as a camera or a pipe."""
+        ...
+
     def frames(self, start: int = 0, end: int | None = None, every: int = 1) -> Iterator[Frame]:
         """Yield the frames ``start, start + every, …`` below ``end``, numbered as in the source.
 
-        Raises InputError for an empty range or a frame of another size, and
-        TruncatedVideoError after the last good frame of a source that breaks off.
+        Raises InputError for an empty range or a frame of another size, TruncatedVideoError after
+        the last good frame of a source that breaks off, and DamagedVideoError after the last frame
+        of one that lacked some or had spoiled ones; the numbers of the others are true.
         """
         ...
 

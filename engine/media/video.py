@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 from engine.errors import InputError
+from engine.files import sample_digest
 from engine.media.decoder import Decoder, upright_image, upright_size
 from engine.media.source import Frame, check_range, check_reached, size_change
 
@@ -17,9 +19,14 @@ class VideoSource:
     """A `Source` that PyAV opens; ``frames`` may be called again, except on a live one."""
 
     def __init__(
-        self, file: str, format: str | None = None, name: str | None = None, live: bool = False
+        self,
+        file: Path | BinaryIO | str,
+        format: str | None = None,
+        name: str | None = None,
+        live: bool = False,
     ) -> None:
-        self.name, self.live = name or file, live
+        self.name, self.live = name or str(file), live
+        self._file = file
         self._how = (file, format, self.name, live)
         self._decoder = Decoder(*self._how)
         self.fps, self.frame_count = self._decoder.fps, self._decoder.frame_count
@@ -32,14 +39,31 @@ class VideoSource:
                 f"'{self.name}' has no frame that can be decoded; check that it plays in a "
                 "video player, or convert it to H.264"
             )
-        self.size = upright_size(self._first)
+        self.size = upright_size(self._first[1])
+
+    @property
+    def missing(self) -> int:
+        """See `Source`."""
+        return self._decoder.missing
+
+    @property
+    def damaged(self) -> int:
+        """See `Source`."""
+        return self._decoder.damaged
+
+    def fingerprint(self) -> str | None:
+        """See `Source`."""
+        if isinstance(self._file, Path):
+            return sample_digest(self._file)
+        return None if self.live or not isinstance(self._file, str) else self._file
 
     def frames(self, start: int = 0, end: int | None = None, every: int = 1) -> Iterator[Frame]:
         """See `Source.frames`. Skipped frames are decoded, so that an index is always exact."""
         check_range(start, end, every)
         clock, index = _Clock(self.fps, self._decoder.time_base), -1
-        for index, picture in enumerate(self._all_pictures()):
+        for index, picture in self._all_pictures():
             if end is not None and index >= end:
+                self._decoder.check()
                 return
             time = clock.time(picture)
             if index < start or (index - start) % every:
@@ -51,10 +75,10 @@ class VideoSource:
             yield Frame(index, time, upright_image(picture))
         check_reached(start, index + 1, self.name)
 
-    def _all_pictures(self) -> Iterator[VideoFrame]:
+    def _all_pictures(self) -> Iterator[tuple[int, VideoFrame]]:
         if self._first is None:
-            if self.live:
-                raise InputError(f"{self.name} is live and can be read only once")
+            if self.live or not isinstance(self._file, (Path, str)):
+                raise InputError(f"{self.name} can be read only once")
             self._decoder.close()
             self._decoder = Decoder(*self._how)
             self._pictures = self._decoder.pictures()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from engine.errors import OutputError
-from engine.files import output_errors
+from engine.files import create, output_errors, part_of
 from engine.media.decoder import Image8
 
 # MPEG-4 allows no finer clock than 1/65535; 60000 has whole ticks for 24, 25, 30 and 29.97 fps.
@@ -28,7 +29,7 @@ class VideoWriter:
 
     def __init__(self, path: Path | str, size: tuple[int, int], fps: float) -> None:
         self._path = path = Path(path)
-        self._part = path.with_name(f".{path.name}.part")
+        self._part = part_of(path)
         self._last = -1
         self._pad = tuple(max(_SMALLEST, n + n % 2) - n for n in size)
         self._step = max(1, round(_TICKS / fps))
@@ -43,7 +44,9 @@ class VideoWriter:
         import av
 
         # Any: PyAV's types allow for every kind of stream.
-        container: Any = av.open(str(self._part), "w", format="mp4")
+        self._file = create(self._part)
+        # An open file, since FFmpeg would look for a protocol in the name.
+        container: Any = av.open(self._file, "w", format="mp4")
         self._container: Any = container
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
         rate = Fraction(fps).limit_denominator(1001)
@@ -107,6 +110,8 @@ class VideoWriter:
             with self._errors():
                 self._container.mux(self._stream.encode(None))
                 self._container.close()
+                os.fsync(self._file.fileno())
+                self._file.close()
                 self._part.replace(self._path)
         except OutputError:
             self.discard()
@@ -116,6 +121,8 @@ class VideoWriter:
         """Drop what was written so far."""
         with contextlib.suppress(Exception):
             self._container.close()
+        with contextlib.suppress(Exception):
+            self._file.close()
         with contextlib.suppress(OSError):
             self._part.unlink()
 

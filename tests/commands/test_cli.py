@@ -212,6 +212,10 @@ class Camera:
     """A live source of endless frames."""
 
     name, size, fps, frame_count, live = "camera 0", SIZE, 30.0, None, True
+    missing = damaged = 0
+
+    def fingerprint(self):
+        return None
 
     def frames(self, start=0, end=None, every=1):
         index = start
