@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from engine.media.masks import read_mask, write_mask
     from engine.media.open import open_source
     from engine.media.overlay import overlay
+    from engine.media.record import FrameRecords, Record, read_records
     from engine.media.source import Frame, Source
     from engine.media.writer import VideoWriter
     from engine.options import LoadOptions
@@ -35,11 +36,13 @@ __all__ = [
     "DamagedVideoError",
     "EngineError",
     "Frame",
+    "FrameRecords",
     "InputError",
     "LoadOptions",
     "MissingExtraError",
     "ModelError",
     "OutputError",
+    "Record",
     "Segmenter",
     "Source",
     "StateError",
@@ -50,11 +53,14 @@ __all__ = [
     "overlay",
     "prefetch",
     "read_mask",
+    "read_records",
     "write_mask",
 ]
 _HOMES = {
     "Frame": "engine.media.source",
+    "FrameRecords": "engine.media.record",
     "LoadOptions": "engine.options",
+    "Record": "engine.media.record",
     "Segmenter": "engine.segmenter",
     "Source": "engine.media.source",
     "Stats": "engine.segmenter",
@@ -63,6 +69,7 @@ _HOMES = {
     "overlay": "engine.media.overlay",
     "prefetch": "engine.threads",
     "read_mask": "engine.media.masks",
+    "read_records": "engine.media.record",
     "write_mask": "engine.media.masks",
 }  # all others are errors
 
