@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.memory import Model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,33 +20,6 @@ actions = st.lists(
 )
 
 
-class Model:
-    """What each object should read, told in frames instead of slots, and the pool's content."""
-
-    def __init__(self, policy: str) -> None:
-        self.policy = policy
-        self.frame = 0
-        self.pool: dict[int, int] = {}  # slot → the frame that it holds
-        self.kept: dict[int, list[int]] = {}  # id → frames that stay
-        self.seen: dict[int, int] = {}  # id → the last frame in which it was seen
-
-    def frames_of(self, label: int) -> list[int]:
-        frames = [*self.kept[label], self.seen[label]]
-        return sorted(set(frames)) if self.policy == "infinite" else frames
-
-    def write(self, ids, given_ids, lost) -> None:
-        self.frame += 1
-        for label in ids:
-            if label in given_ids and self.policy == "finite":
-                self.kept[label] = []
-            kept = self.kept.setdefault(label, [])
-            due = self.policy == "infinite" and (self.frame - 1) % EVERY == 0
-            if label in given_ids or (due and label not in lost):
-                kept.append(self.frame)
-            if label not in lost:
-                self.seen[label] = self.frame
-
-
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(POLICIES), actions)
 def test_every_object_reads_the_frames_that_it_should(policy, actions):
@@ -56,7 +30,7 @@ def test_every_object_reads_the_frames_that_it_should(policy, actions):
                 before = list(memory.ids)
                 columns = memory.remove(label)
                 assert [before[c] for c in columns] == memory.ids
-                del model.kept[label], model.seen[label]
+                model.remove(label)
             continue
         given_ids = sorted(ids) if action == "give" else []
         new = [i for i in given_ids if i not in memory.ids]
