@@ -31,6 +31,8 @@ VALIDATION = "validation.json"
 DEFAULT_FOLDER = Path("build/bundles")
 PRECISIONS = ("fp16", "fp32")
 _SYMBOL = re.compile(r"[0-9]{0,4}[hwn]")
+_MOST_BYTES = 1 << 24  # of a manifest
+_MOST_SIDE = 1 << 14  # of a frame, in pixels
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 
@@ -183,10 +185,13 @@ def load_bundle(folder: Path, expect_sha256: str | None = None) -> Bundle:
     """
     path = folder / MANIFEST
     try:
+        if not path.is_file() or path.stat().st_size > _MOST_BYTES:  # a pipe would be waited for
+            raise OSError(0, "it is missing or no such file")
         raw = path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        why = getattr(error, "strerror", None) or error
         raise ModelError(
-            f"'{folder}' is no bundle: {MANIFEST} cannot be read ({error.strerror}); "
+            f"'{folder}' is no bundle: {MANIFEST} cannot be read ({why}); "
             "run: python -m engine.build --fp16"
         ) from error
     sha256 = hashlib.sha256(raw).hexdigest()
@@ -211,7 +216,7 @@ def parse_manifest(raw: bytes, path: Path) -> Manifest:
     try:
         data = json.loads(raw)
         found = data.get("format")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ModelError(_damaged(path, "it is not JSON")) from error
     if found != FORMAT:
         raise ModelError(
@@ -246,7 +251,8 @@ def parse_manifest(raw: bytes, path: Path) -> Manifest:
             named += [*stage.onnx.values(), *(e.file for e in stage.engines.values())]
         for ops in manifest.kernels.values():
             named += ops.values()
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        _check_values(manifest)
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise ModelError(_damaged(path, f"{type(error).__name__}: {error}")) from error
     for name in named:
         # A plain file name cannot lead out of the folder, on any system.
@@ -255,6 +261,17 @@ def parse_manifest(raw: bytes, path: Path) -> Manifest:
         if name not in files:
             raise ModelError(_damaged(path, f"it uses the file '{name}' without its hash"))
     return manifest
+
+
+def _check_values(m: Manifest) -> None:
+    """Raise ValueError for values that no build writes."""
+    if not m.stages or any({*m.targets} - {*stage.onnx} for stage in m.stages.values()):
+        raise ValueError("its stages and targets do not fit together")
+    if m.precision not in PRECISIONS:
+        raise ValueError(f"its precision is {m.precision}")
+    numbers = [*m.size, m.objects, *(side for size in m.dynamic or () for side in size)]
+    if not all(isinstance(n, int) and 0 < n <= _MOST_SIDE for n in numbers) or m.objects > 255:
+        raise ValueError(f"its size or objects are {numbers}")
 
 
 def _damaged(path: Path, reason: str) -> str:

@@ -15,6 +15,7 @@ from engine.weights import FOLDER
 
 DEFAULT_OUT = Path("mobilevos-out")
 DEMO_OUT = Path("mobilevos-demo")
+_DIGITS = 9  # of a number that an option takes
 
 T = TypeVar("T")
 
@@ -304,16 +305,16 @@ def _formats(text: str) -> tuple[str, ...]:
 
 
 def _index(text: str) -> int:
-    value = int(text) if text.isdecimal() else -1
+    value = int(text) if text.isdecimal() and len(text) <= _DIGITS else -1
     if value < 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0 on")
+        raise argparse.ArgumentTypeError(f"'{text:.20}' is not a whole number from 0 to 999999999")
     return value
 
 
 def _positive(text: str) -> int:
-    value = int(text) if text.isdecimal() else 0
+    value = int(text) if text.isdecimal() and len(text) <= _DIGITS else 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
+        raise argparse.ArgumentTypeError(f"'{text:.20}' is not a whole number from 1 to 999999999")
     return value
 
 

@@ -6,11 +6,18 @@ from an exception to an exit code.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import signal
 import sys
+import threading
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+
+_PATIENCE = 1.0  # seconds in which several signals are one
 
 
 class EngineError(Exception):
@@ -81,11 +88,15 @@ def one_line(text: object) -> str:
 def run(command: Callable[[], object]) -> int:
     """Run a command and return its exit code: 0, or what the exception that ended it says.
 
-    2 for errors of use and of the operating system, 3 for a damaged video, 130 for Ctrl-C.
-    Errors and warnings become one line each on stderr; a bug keeps its traceback.
+    2 for errors of use and of the operating system, 3 for a damaged video, 130 for Ctrl-C, 143 for
+    SIGTERM, which stops a command in the same way. Errors and warnings become one line each on
+    stderr; a bug keeps its traceback.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
+    stopped: list[int] = []
     try:
-        with warnings.catch_warnings():
+        with _signals(stopped), warnings.catch_warnings():
             warnings.showwarning = _show_warning
             command()
         sys.stdout.flush()
@@ -100,8 +111,36 @@ def run(command: Callable[[], object]) -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130
+        return 128 + (stopped or [signal.SIGINT])[-1]
     return 0
+
+
+@contextlib.contextmanager
+def _signals(stopped: list[int]) -> Iterator[None]:
+    """Turn SIGTERM and SIGINT into KeyboardInterrupt and note their numbers.
+
+    Those that follow within a second are taken as one, so that the work can be brought to an end.
+    """
+    last = -_PATIENCE
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _PATIENCE:
+            last = time.monotonic()
+            stopped.append(number)
+            raise KeyboardInterrupt
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            # Stopped, the process ends now, and nothing is to disturb that.
+            signal.signal(number, signal.SIG_IGN if stopped else handler)
 
 
 def _show_warning(message: Warning | str, *where: Any, **more: Any) -> None:

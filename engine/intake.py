@@ -64,6 +64,15 @@ def take_frame(frame: Any, backend: Backend) -> tuple[Any, tuple[int, ...]]:
     return frame, frame.shape
 
 
+def own_frame(frame: Any) -> Any:
+    """Copy a frame that lies on the host, whose owner may use its memory again."""
+    if on_device(frame):
+        return frame
+    if hasattr(frame, "__dlpack__") and not isinstance(frame, np.ndarray):
+        frame = np.from_dlpack(frame)
+    return np.array(frame) if isinstance(frame, np.ndarray) else frame
+
+
 def check_frame(frame: Any) -> None:
     """Raise InputError unless ``frame`` is uint8 [H, W, 3] and not empty."""
     if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8:

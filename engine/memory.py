@@ -152,7 +152,7 @@ class Memory:
         }
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Become the book that :meth:`state_dict` was taken of."""
+        """Become the book that :meth:`state_dict` was taken of; ValueError if it is none."""
         self.policy = check_policy(str(state["policy"]))
         self.ids = [int(i) for i in state["ids"]]
         rows = zip(self.ids, state["kept"].tolist(), strict=True)
@@ -161,6 +161,15 @@ class Memory:
         self.held = {i: s for i, s in held if s != NONE}
         self.doubled = {i for i, d in zip(self.ids, state["doubled"], strict=True) if d}
         self.last, self.frames = int(state["last"]), int(state["frames"])
+        slots = self._taken()
+        if (
+            len(set(self.ids)) < len(self.ids)
+            or not all(0 < label < 256 for label in self.ids)
+            or min(slots, default=RECENT) < RECENT
+            or self.last not in range(RECENT)
+            or self.frames < 1
+        ):
+            raise ValueError("it has impossible ids, slots or counts")
 
 
 def pad(rows: Sequence[Sequence[int]], width: int) -> NDArray[np.int32]:

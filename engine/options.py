@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,10 +46,19 @@ class LoadOptions:
     expect_sha256: str | None = None
 
     def __post_init__(self) -> None:
-        if self.size < 16:
-            raise InputError(f"size is {self.size}, but the network needs at least 16 pixels")
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads is {self.threads}; give 1 or more, or leave it out")
+        size, threads = self.size, self.threads
+        if not _whole(size) or size < 16:
+            raise InputError(f"size is {size}, but the network needs at least 16 whole pixels")
+        most = max(64, 4 * (os.cpu_count() or 1))
+        if threads is not None and not (_whole(threads) and 1 <= threads <= most):
+            raise InputError(f"threads is {threads}; give 1 to {most}, or leave it out")
+        for name, path in (("weights", self.weights), ("bundles", self.bundles)):
+            if not isinstance(path, (str, os.PathLike)):
+                raise InputError(f"{name} is {path!r}; give the path of a folder")
         from engine.memory import check_policy  # with NumPy, which a command line can do without
 
         check_policy(self.memory)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

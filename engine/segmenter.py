@@ -19,9 +19,17 @@ from numpy.typing import NDArray
 
 from engine import runtime
 from engine.confidence import LostWatch
-from engine.errors import EngineError, InputError, StateError
+from engine.errors import BackendError, EngineError, InputError, StateError, one_line
 from engine.geometry import Geometry, masks_to_network, probabilities_to_source
-from engine.intake import FrameLike, Mask, check_mask, check_output, shape_text, take_frame
+from engine.intake import (
+    FrameLike,
+    Mask,
+    check_mask,
+    check_output,
+    own_frame,
+    shape_text,
+    take_frame,
+)
 from engine.memory import Memory, check_policy
 from engine.options import LoadOptions
 from engine.runtime.base import Backend, GpuBackend, StepInput
@@ -127,12 +135,18 @@ class Segmenter(Generic[M]):
         ------
         InputError: wrong dtype or shape, sizes that differ, or a mask without objects.
         """
+        self._check_open()
         frame, shape = take_frame(frame, self._backend)
         ids = check_mask(mask, shape[:2])
         self.reset()
-        self._geometry = Geometry.fit(shape[0], shape[1], self.size)
-        self._backend.open(self._geometry)
-        return self._advance(frame, mask, ids)
+        try:
+            self._geometry = Geometry.fit(shape[0], shape[1], self.size)
+            with self._backend_errors():
+                self._backend.open(self._geometry)
+            return self._advance(frame, mask, ids)
+        except BaseException:
+            self.reset()
+            raise
 
     def step(self, frame: FrameLike, mask: Mask | None = None) -> M:
         """Segment the next frame and return its mask, uint8 [H, W].
@@ -166,19 +180,23 @@ class Segmenter(Generic[M]):
             self._add(new)
         if not memory.ids:  # all were removed: there is nothing to look for
             return self._deliver(np.zeros(geometry.source, np.uint8))
-        result = backend.step(
-            StepInput(
-                frame=frame,
-                slots=memory.table(),
-                labels=np.array([0, *memory.ids], np.uint8),
-                write=memory.write,
-                given=masks_to_network(mask, memory.ids, geometry) if mask is not None else None,
-                use_given=np.isin(memory.ids, ids),
-                on_gpu=self.output == "dlpack" and mask is None,
-            )
+        task = StepInput(
+            frame=frame,
+            slots=memory.table(),
+            labels=np.array([0, *memory.ids], np.uint8),
+            write=memory.write,
+            given=masks_to_network(mask, memory.ids, geometry) if mask is not None else None,
+            use_given=np.isin(memory.ids, ids),
+            on_gpu=self.output == "dlpack" and mask is None,
         )
-        pixels = math.prod(geometry.padded)
-        lost = self._watch.lost(memory.ids, backend.scores(), pixels, given=ids)
+        try:
+            with self._backend_errors():
+                result, scores = backend.step(task), backend.scores()
+        except BaseException:
+            if new:
+                self._take_back(new)
+            raise
+        lost = self._watch.lost(memory.ids, scores, math.prod(geometry.padded), given=ids)
         self._copy(memory.last, memory.hold(lost))
         self._lost_frames.update(memory.held.keys())
         memory.turn()
@@ -205,9 +223,29 @@ class Segmenter(Generic[M]):
                 self._memory.remove(label)
             raise
 
+    def _take_back(self, new: list[int]) -> None:
+        """Forget objects whose first frame failed."""
+        for label in new:
+            self._memory.remove(label)
+        self._arrange(range(len(self._memory.ids)))
+
     def _arrange(self, columns: Sequence[int]) -> None:
         self._slots = self._memory.slots
-        self._backend.arrange(columns, self._slots)
+        with self._backend_errors():
+            self._backend.arrange(columns, self._slots)
+
+    @contextlib.contextmanager
+    def _backend_errors(self) -> Iterator[None]:
+        """Turn what a backend raises, which can be anything, into a BackendError."""
+        try:
+            yield
+        except EngineError:
+            raise
+        except Exception as error:
+            why = one_line(error) or type(error).__name__
+            raise BackendError(
+                f"the backend '{self.backend}' failed ({why}); try again, or another backend"
+            ) from error
 
     def _copy(self, source: int, target: int | None) -> None:
         """Copy a slot to another, for which the pool is enlarged if need be."""
@@ -215,11 +253,15 @@ class Segmenter(Generic[M]):
             return
         if target >= self._slots:
             self._arrange(range(len(self._memory.ids)))
-        self._backend.copy(source, target)
+        with self._backend_errors():
+            self._backend.copy(source, target)
 
     def segment(self, frames: Iterable[FrameLike], mask: Mask) -> Iterator[M]:
-        """Yield the mask of every frame, the first included; frames are fetched ahead."""
-        with prefetch(frames) as ahead:
+        """Yield the mask of every frame, the first included.
+
+        Frames are fetched ahead in a thread, and copied if they lie on the host.
+        """
+        with prefetch(map(own_frame, frames)) as ahead:
             for i, frame in enumerate(ahead):
                 following = ahead.peek()
                 if following is not None:
@@ -330,33 +372,55 @@ class Segmenter(Generic[M]):
 
         Raises InputError if the state belongs to another model or to other options.
         """
+        self._check_open()
         ours = {
             "model_hash": self.model_hash,
             "size": self.size,
             "policy": self.memory,
             "tta": self.tta,
         }
-        if any(str(state[name]) != str(value) for name, value in ours.items()):
+        if any(str(state.get(name)) != str(value) for name, value in ours.items()):
             raise InputError(
                 "the saved state is of another model, size, memory or tta; load the segmenter with "
                 "the same as before"
             )
+        try:
+            height, width = (int(x) for x in state["source"])
+            geometry = Geometry.fit(height, width, self.size)
+            memory, watch = Memory(self.memory), LostWatch()
+            memory.load_state_dict(state)
+            watch.restore(memory.ids, state["usual"].astype(np.float64))
+            counts = [int(count) for count in state["lost_frames"]]
+            lost_frames = Counter(dict(zip(memory.ids, counts, strict=True)))
+            keys, values = (state[name].astype(np.float32) for name in ("keys", "values"))
+            pool = memory.used, len(memory.ids), geometry.tokens
+            if keys.shape[:2] != (pool[0], pool[2]) or values.shape[:3] != pool:
+                raise ValueError("its memory is of another size")
+        except Exception as error:  # made by hand, it can raise anything
+            raise InputError(
+                f"the saved state is damaged ({one_line(error)}); start the video anew"
+            ) from None
         self.reset()
-        height, width = (int(x) for x in state["source"])
-        self._geometry = Geometry.fit(height, width, self.size)
-        self._backend.open(self._geometry)
-        self._backend.import_memory(
-            state["keys"].astype(np.float32), state["values"].astype(np.float32)
-        )
-        self._memory.load_state_dict(state)
-        self._watch.restore(self._memory.ids, state["usual"].astype(np.float64))
-        counts = map(int, state["lost_frames"])
-        self._lost_frames = Counter(dict(zip(self._memory.ids, counts, strict=True)))
-        self._arrange(range(len(self._memory.ids)))
+        try:
+            with self._backend_errors():
+                self._backend.open(geometry)
+                self._backend.import_memory(keys, values)
+            self._geometry, self._memory, self._watch = geometry, memory, watch
+            self._lost_frames = lost_frames
+            self._arrange(range(len(memory.ids)))
+        except BaseException:
+            self.reset()
+            raise
 
-    def _started(self) -> Geometry:
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a Segmenter cannot be copied; load another and give it state_dict()")
+
+    def _check_open(self) -> None:
         if self._closed:
             raise StateError("this Segmenter is closed; load a new one")
+
+    def _started(self) -> Geometry:
+        self._check_open()
         if self._geometry is None:
             raise StateError("no video yet; call start(frame, mask) first")
         return self._geometry

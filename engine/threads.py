@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+_PATIENCE = 0.5  # seconds to wait for a thread that is to end
 
 
 class Prefetcher(Generic[T]):
@@ -86,13 +87,13 @@ class Prefetcher(Generic[T]):
         raise StopIteration
 
     def close(self) -> None:
-        """Stop the thread, drop what it made ahead and wait for it; may be called twice."""
+        """Stop the thread, drop what it made ahead and wait a moment for it; callable twice."""
         with self._changed:
             self._closed = True
             self._items.clear()
             self._changed.notify_all()
-        # A live source can hang in a read; its thread, a daemon, may be left to that.
-        self._thread.join(timeout=5 if self._drop_oldest else None)
+        # A source can hang in a read; its thread, a daemon, is left to that.
+        self._thread.join(timeout=_PATIENCE)
 
     def __enter__(self) -> Prefetcher[T]:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import re
@@ -17,7 +18,7 @@ from packaging.version import Version
 
 import engine
 from engine.data.demo import CLIP, MASK
-from engine.weights import available, graph_path, weights_path
+from engine.weights import FOLDER, SUMS, available, graph_path, weights_path
 
 OPTIONAL = ("torch", "triton", "cv2", "matplotlib", "safetensors", "onnx", "h5py", "vos_benchmark")
 
@@ -213,6 +214,13 @@ def test_version_and_licence():
     text = (ROOT / "LICENSE").read_text()
     assert "Apache License" in text and "Version 2.0, January 2004" in text
     assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_the_shipped_weights_have_their_hashes():
+    """Whoever changes a file must write the list anew; python -m engine.export does so."""
+    told = dict(reversed(line.split()) for line in (FOLDER / SUMS).read_text().splitlines())
+    found = [*FOLDER.glob("*.safetensors"), *FOLDER.glob("*.onnx")]
+    assert told == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.build.targets import device_target
 from engine.bundle import VALIDATION, Bundle, Tensor, file_sha256, load_bundle
-from engine.errors import MissingExtraError, ModelError
+from engine.errors import EngineError, MissingExtraError, ModelError, one_line
 from engine.files import write_atomic
 from engine.weights import find
 
@@ -48,7 +48,15 @@ def validate(
     dtypes = _boundaries(bundle)
     for line in dtypes:
         say(f"  {line}")
-    figures, failures, engines = _compare(bundle, path, frames, say)
+    try:
+        figures, failures, engines = _compare(bundle, path, frames, say)
+    except EngineError:
+        raise
+    except Exception as error:  # graphs can be anything, if their hashes are right
+        raise ModelError(
+            f"the graphs of '{folder}' cannot be run ({one_line(error)}); build the bundle again: "
+            f"{m.rebuild_command()}"
+        ) from error
     result = {
         "manifest_sha256": bundle.sha256,
         "onnxruntime": figures,

@@ -27,7 +27,7 @@ from engine.files import make_folder, write_atomic
 from engine.intake import Mask
 from engine.runtime.ort import WEIGHTS_HASH, OrtBackend
 from engine.segmenter import Segmenter
-from engine.weights import DEFAULT_MODEL, FOLDER, MODELS, find, int8_path, short_hash
+from engine.weights import DEFAULT_MODEL, FOLDER, MODELS, find, int8_path, short_hash, write_sums
 
 Inputs = dict[str, NDArray[Any]]
 
@@ -132,6 +132,7 @@ def main(argv: list[str] | None = None) -> int:
         make_folder(path.parent)
         steps = record(args.model, args.weights, args.davis, args.without)
         write_atomic(path, quantize(args.model, args.weights, steps))
+        write_sums(path.parent)
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB, sequences calibrated on: {len(steps)}")
 
     return run(work)

@@ -37,7 +37,7 @@ from engine.model import (
     upsample_logits,
 )
 from engine.model.decode import Decoder
-from engine.weights import DEFAULT_MODEL, find, graph_path, weights_path
+from engine.weights import DEFAULT_MODEL, find, graph_path, weights_path, write_sums
 
 OUTPUTS = ("mask", "probabilities", "key", "value", "logits", "scores")
 WEIGHTS = "model."  # how the exporter's names of weights begin
@@ -334,6 +334,7 @@ def export(model: MobileVOS, name: str, folder: Path) -> None:
     externalise(graph, weights)
     onnx.save(graph, graph_path(name, folder))
     onnx.checker.check_model(str(graph_path(name, folder)), full_check=True)
+    write_sums(folder)
 
 
 def load_average(name: str, checkpoint: Path) -> MobileVOS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -82,7 +82,7 @@ class Decoder:
         self._reached = 0.0  # how many seconds the packets of any stream cover
         self._unread: Exception | None = None  # what ended the reading early
 
-    def pictures(self) -> Iterator[tuple[int, VideoFrame]]:
+    def pictures(self) -> Generator[tuple[int, VideoFrame], None, None]:
         """Yield every good picture once, with its number.
 
         Raises TruncatedVideoError at the end of a video that breaks off, and DamagedVideoError at

@@ -22,7 +22,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff",
 FOLDER_FPS = 24.0  # as DAVIS, whose folders are the usual ones
 _TURNED = {5, 6, 7, 8}  # EXIF orientations that swap height and width
 # Pillow knows forty more; some run programs, such as Ghostscript, and few of them are looked after.
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM")
 
 
 class UnreadableImage(Exception):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -30,7 +31,7 @@ class VideoSource:
         self._how = (file, format, self.name, live)
         self._decoder = Decoder(*self._how)
         self.fps, self.frame_count = self._decoder.fps, self._decoder.frame_count
-        self._pictures = self._decoder.pictures()
+        self._pictures: Generator[tuple[int, VideoFrame], None, None] = self._decoder.pictures()
         # The first picture is decoded here: only it tells the upright size, and that there is one.
         self._first = next(self._pictures, None)
         if self._first is None:
@@ -88,8 +89,9 @@ class VideoSource:
         yield from self._pictures
 
     def close(self) -> None:
-        """Close the file; a live source, which a thread may be reading, closes when unused."""
-        if not self.live:
+        """Close the file; one that a thread is waiting for closes when it is unused."""
+        with contextlib.suppress(ValueError):  # the thread is inside this very generator
+            self._pictures.close()
             self._decoder.close()
 
 

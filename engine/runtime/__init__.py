@@ -10,7 +10,7 @@ from engine.errors import BackendError, EngineError, MissingExtraError, ModelErr
 from engine.options import LoadOptions
 from engine.runtime.base import Backend
 from engine.runtime.vnni import why_no_int8
-from engine.weights import find, int8_path, short_hash
+from engine.weights import check_file, find, int8_path, short_hash
 
 #: In the order in which ``auto`` prefers them; it never takes ``reference``.
 GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "onnx-cuda")
@@ -115,7 +115,7 @@ def _create_int8(model: str, folder: Path, threads: int) -> Backend:
     remedy = "make it with: python -m engine.export.quantize, or use the backend cpu"
     if not graph.is_file():
         raise ModelError(f"model '{model}' has no int8 graph in '{folder}'; {remedy}")
-    backend = OrtBackend(graph, threads, name="cpu-int8")
+    backend = OrtBackend(check_file(graph), threads, name="cpu-int8")
     if backend.weights_hash() != short_hash(weights):
         raise ModelError(f"'{graph}' was made from other weights than '{weights}'; {remedy}")
     return backend

@@ -24,6 +24,20 @@ from engine.runtime.gpu.driver import need_driver
 F32 = NDArray[np.float32]
 WEIGHTS_HASH = "weights"  # in an int8 graph's metadata: the hash of the weights it was made from
 
+# A step graph's inputs and how many axes they have, and its outputs.
+_RANKS = {
+    "frame": 3,
+    "keys": 3,
+    "values": 4,
+    "slots": 2,
+    "given": 3,
+    "use_given": 1,
+    "output_size": 1,
+    "labels": 1,
+}
+_OUTPUTS = {"mask", "probabilities", "scores", "key", "value"}
+_EXPORT = "make one with: python -m engine.export"
+
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 PROVIDERS = {"cpu": [CPU], "cpu-int8": [CPU], "onnx-cuda": [CUDA, CPU]}
 
@@ -66,9 +80,11 @@ class OrtBackend:
         try:
             self.session = ort.InferenceSession(graph, options, providers=PROVIDERS[name])
         except Exception as error:  # ONNX Runtime's own exception types are not public
+            links = any(path.is_symlink() for path in graph.parent.glob("*.safetensors"))
             raise ModelError(
                 f"'{graph}' or the weights beside it cannot be loaded ({first_line(error)}); "
-                "reinstall the package"
+                + ("copy the weights, which ONNX Runtime refuses as links" if links else "")
+                + ("" if links else "reinstall the package")
             ) from error
         # ONNX Runtime falls back to the CPU with no more than a line in its log.
         if self.session.get_providers()[0] != PROVIDERS[name][0]:
@@ -77,6 +93,10 @@ class OrtBackend:
                 "the versions that onnxruntime-gpu names, or use --backend cpu"
             )
         shapes = {i.name: i.shape for i in self.session.get_inputs()}
+        outputs = {output.name for output in self.session.get_outputs()}
+        ranks = {name: len(shape) for name, shape in shapes.items()}
+        if ranks != _RANKS or not outputs >= _OUTPUTS:
+            raise ModelError(f"'{graph}' is no step graph of this version; {_EXPORT}")
         self.groups = shapes["slots"][0] == "G"  # int8 graphs made before have a row an object
         self.key_dim, self.value_dim = shapes["keys"][-1], shapes["values"][-1]
 

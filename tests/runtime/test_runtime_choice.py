@@ -70,7 +70,7 @@ class FakeSession:
         self.providers = providers
         real = REAL(path, options, providers=["CPUExecutionProvider"])
         self.get_inputs, self.io_binding = real.get_inputs, real.io_binding
-        self.run_with_iobinding = real.run_with_iobinding
+        self.run_with_iobinding, self.get_outputs = real.run_with_iobinding, real.get_outputs
 
     def get_providers(self) -> list[str]:
         return list(self.started) or self.providers

@@ -16,7 +16,7 @@ from engine.train.config import Teacher, TrainConfig
 from engine.train.features import Imitation
 from engine.train.recipes import CONFIGS
 from engine.train.start import begin, load_teacher, locate, read_state
-from engine.weights import available, find, graph_path, weights_path
+from engine.weights import available, find, graph_path, weights_path, write_sums
 
 SHIPPED = "mobilevos-mobilenetv2"
 PLAIN = TrainConfig(model=SHIPPED, phases=CONFIGS["smoke"].phases, steps=8)
@@ -157,4 +157,5 @@ def test_a_model_is_offered_where_its_weights_are(tmp_path):
         find("mobilevos-resnet18", tmp_path)
     for place in (weights_path, graph_path):
         place("mobilevos-resnet18", tmp_path).touch()
+    write_sums(tmp_path)
     assert available(tmp_path) == ["mobilevos-resnet18"] and find("mobilevos-resnet18", tmp_path)
