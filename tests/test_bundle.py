@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,6 +166,59 @@ def test_damage_is_one_line_with_the_remedy(folder, damage, message):
         load_bundle(folder)
     assert "python -m engine.build" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"[" * 99_999,
+        b'{"a":' * 99_999,
+        b"[]",
+        b"\xff",
+        *(
+            json.dumps({"format": bundles.FORMAT, **json.loads(json.dumps(change))}).encode()
+            for change in (
+                {"size": [float("inf"), 64]},
+                {"size": [-64, 96]},
+                {"size": "ab"},
+                {"objects": "x"},
+                {"objects": 10**9},
+                {"targets": ["sm_1"]},
+                {"targets": 5},
+                {"stages": {}},
+                {"stages": []},
+                {"precision": 5},
+                {"dynamic": [[float("inf"), 1], [2, 3]]},
+                {"kernels": []},
+                {"files": {"a": 1}},
+            )
+        ),
+    ],
+    ids=lambda raw: repr(raw[:60]),
+)
+def test_a_manifest_of_anything_is_one_line(folder, raw):
+    path = folder / bundles.MANIFEST
+    if raw.startswith(b'{"format'):
+        raw = json.dumps(json.loads(path.read_text()) | json.loads(raw)).encode()
+    path.write_bytes(raw)
+    with pytest.raises(ModelError, match="is damaged") as caught:
+        load_bundle(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs /dev/zero")
+def test_a_manifest_that_is_no_file(folder):
+    path = folder / bundles.MANIFEST
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(ModelError, match="is no bundle"):
+        load_bundle(folder)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ModelError, match="is no bundle"):
+        load_bundle(folder)
+    with pytest.raises(ModelError, match="is no bundle"):
+        load_bundle(Path("a\0b"))
 
 
 def test_the_rebuild_command_names_the_bundle(folder):

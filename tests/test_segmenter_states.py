@@ -45,14 +45,16 @@ def stripes(labels: Sequence[int]) -> np.ndarray:
 
 
 class Book:
-    """A backend: keys [S, 1, 1] are frames, values [S, K, 1, 1] frame and id as 1000·frame + id."""
+    """A backend: keys [S, N, 1] are frames, values [S, K, N, 1] frame and id as 1000·frame + id."""
 
     name, on_gpu = "book", False
+    failing = False  # whether the next step raises
     losing: frozenset[int] | set[int] = frozenset()  # ids that the next frame loses
 
     def open(self, geometry: Geometry) -> None:
         self.geometry, self.frame = geometry, 0
-        self.keys, self.values = np.zeros((0, 1, 1)), np.zeros((0, 0, 1, 1))
+        self.tokens = geometry.tokens
+        self.keys, self.values = np.zeros((0, self.tokens, 1)), np.zeros((0, 0, self.tokens, 1))
         self.read: dict[int, list[int]] = {}
 
     def arrange(self, columns: Sequence[int], slots: int) -> None:
@@ -60,9 +62,9 @@ class Book:
             raise BackendError(f"there is room for {ROOM} objects")
         keys, values = self.keys, self.values
         both = min(slots, len(keys))
-        self.keys = np.full((slots, 1, 1), np.nan)
+        self.keys = np.full((slots, self.tokens, 1), np.nan)
         self.keys[:both] = keys[:both]
-        self.values = np.full((slots, len(columns), 1, 1), np.nan)
+        self.values = np.full((slots, len(columns), self.tokens, 1), np.nan)
         for new, old in enumerate(columns):
             if old != NONE:
                 self.values[:both, new] = values[:both, old]
@@ -71,6 +73,8 @@ class Book:
         pass
 
     def step(self, task: StepInput) -> np.ndarray:
+        if self.failing:
+            raise RuntimeError("out of order")
         self.frame += 1
         assert task.labels[0] == 0 and len(task.slots) == len(task.labels) - 1
         assert task.write not in task.slots
@@ -201,6 +205,15 @@ class Calls(RuleBasedStateMachine):
             self.seg.step(frame, mask)
 
     @precondition(lambda self: self.ids)
+    @rule(given=st.none() | ids)
+    def fail(self, given: set[int] | None) -> None:
+        """A backend that raises changes nothing, whether or not objects were to be added."""
+        self.backend.failing = len((given or set()) | set(self.ids)) <= ROOM
+        with pytest.raises(BackendError):
+            self.seg.step(FRAME, None if given is None else stripes(sorted(given)))
+        self.backend.failing = False
+
+    @precondition(lambda self: self.ids)
     @rule()
     def save(self) -> None:
         told = (self.model, self.ids, self.lost, self.counts)
@@ -255,5 +268,5 @@ class Calls(RuleBasedStateMachine):
             assert self.seg.probabilities.shape == (len(self.ids) + 1, *SIZE)
 
 
-Calls.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+Calls.TestCase.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
 test_any_sequence_of_calls = Calls.TestCase
