@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -143,7 +144,7 @@ def pack(path: Path, sources: list[Source]) -> None:
     Raises OutputError.
     """
     index = []
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".{os.getpid()}.part")  # processes that train together pack alike
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as out:
