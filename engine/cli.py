@@ -82,6 +82,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "fifth frame too, slower and larger with every frame",
     )
     group.add_argument(
+        "--blank-lost",
+        action="store_true",
+        help="make the pixels of an object that a frame lost background",
+    )
+    group.add_argument(
         "--tta",
         action="store_true",
         help="average with what the network makes of the mirrored frames: twice the time",
@@ -155,6 +160,11 @@ def _add_export(commands: Any) -> None:
         "--resume", action="store_true", help="keep the files of frames that are there"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument(
+        "--keep-lost",
+        action="store_true",
+        help="keep pixels of objects in frames that lost them; left out by default",
+    )
     parser.set_defaults(run=_export)
 
 
@@ -258,7 +268,8 @@ def _demo(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from engine.commands.export import export
 
-    export(options.results, options.format, options.resume, options.overwrite, print, _warn)
+    how = options.resume, options.overwrite, print, _warn, options.keep_lost
+    export(options.results, options.format, *how)
 
 
 def _evaluate(options: argparse.Namespace) -> None:

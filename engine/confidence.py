@@ -21,6 +21,7 @@ class LostRule:
 
     ratio: below this share of its usual confidence.
     floor: below this confidence, whatever is usual.
+    full: never with a Σp above this share of the frame, which leaves no other place for it.
     area: with a Σp below so many pixels of the network's resolution.
     seen_rate: how fast the usual confidence follows the frame's while the object is seen.
     lost_rate: likewise while it is lost: an object that stays as soft as that is so by nature, and
@@ -29,6 +30,7 @@ class LostRule:
 
     ratio: float = 0.93
     floor: float = 0.6
+    full: float = 0.7
     area: float = 16.0
     seen_rate: float = 0.1
     lost_rate: float = 0.02
@@ -64,6 +66,7 @@ class LostWatch:
                 continue
             usual = self.usual.get(label, confidence)
             gone = confidence < max(rule.floor, rule.ratio * usual) or mean * pixels < rule.area
+            gone = gone and mean < rule.full
             if gone:
                 lost.add(label)
             if confidence >= rule.floor:

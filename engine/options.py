@@ -26,6 +26,7 @@ class LoadOptions:
     memory: ``finite``, the frame where an object was given and the most recent one; or
         ``infinite``, also every fifth frame: slower and larger with every frame.
     tta: average with what the network makes of the mirrored frames: twice the time.
+    blank_lost: make the pixels of an object that a frame lost background in its mask.
     output: ``numpy``, or on a GPU backend ``dlpack``: masks stay on the GPU, as arrays for DLPack
         and ``__cuda_array_interface__``, complete when they are returned.
     bundles: the folder of the bundles that ``python -m engine.build`` wrote.
@@ -41,6 +42,7 @@ class LoadOptions:
     weights: Path | str = FOLDER
     memory: str = "finite"
     tta: bool = False
+    blank_lost: bool = False
     output: str = "numpy"
     bundles: Path | str = DEFAULT_FOLDER
     expect_sha256: str | None = None

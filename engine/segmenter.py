@@ -73,8 +73,9 @@ class Segmenter(Generic[M]):
         memory: str = LoadOptions.memory,
         tta: bool = LoadOptions.tta,
         output: str = LoadOptions.output,
+        blank_lost: bool = LoadOptions.blank_lost,
     ) -> None:
-        self._backend, self.tta = backend, tta
+        self._backend, self.tta, self.blank_lost = backend, tta, blank_lost
         self.output = check_output(output, backend)
         self.memory = check_policy(memory)
         self.model, self.model_hash, self.size = model, model_hash, size
@@ -124,6 +125,7 @@ class Segmenter(Generic[M]):
             options.memory,
             options.tta,
             options.output,
+            options.blank_lost,
         )
 
     def start(self, frame: FrameLike, mask: Mask) -> M:
@@ -187,7 +189,7 @@ class Segmenter(Generic[M]):
             write=memory.write,
             given=masks_to_network(mask, memory.ids, geometry) if mask is not None else None,
             use_given=np.isin(memory.ids, ids),
-            on_gpu=self.output == "dlpack" and mask is None,
+            on_gpu=self.output == "dlpack" and mask is None and not self.blank_lost,
         )
         try:
             with self._backend_errors():
@@ -201,9 +203,12 @@ class Segmenter(Generic[M]):
         self._lost_frames.update(memory.held.keys())
         memory.turn()
         self._copy(memory.last, memory.keep(ids))
+        if self.blank_lost:
+            result = np.where(np.isin(result, sorted(lost)), np.uint8(0), result)
         if mask is not None:
-            # What was given comes back as it was.
-            result = self._deliver(np.where(mask > 0, mask, result))
+            result = np.where(mask > 0, mask, result)  # what was given comes back as it was
+        if not task.on_gpu:
+            result = self._deliver(result)
         self._times.append(time.perf_counter() - began)
         self._frames += 1
         return cast(M, result)

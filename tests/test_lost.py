@@ -56,6 +56,29 @@ def test_the_rule(usual, now, area, lost):
     assert watch.lost([3], score(now, area), PIXELS) == ({3} if lost else set())
 
 
+def test_an_object_that_fills_the_frame_is_not_lost():
+    """There is no place where it could be instead, however soft its mask becomes."""
+    watch = LostWatch()
+    for confidence in (0.97, 0.9, 0.85, 0.8):
+        assert not watch.lost([3], score(confidence, 0.8 * PIXELS), PIXELS)
+
+
+def test_blanking_pixels_of_a_lost_object(clip):
+    """What is painted while an object is lost becomes background; nothing else changes."""
+    frames, mask = clip
+    shown = [*frames[:4], *[np.zeros_like(frames[0])] * 3, *frames[4:8]]
+    told = []
+    for blank in (False, True):
+        with Segmenter.load(MODEL, "cpu", size=120, threads=1, blank_lost=blank) as seg:
+            made = [(seg.start(shown[0], mask), seg.lost)]
+            made += [(seg.step(frame), seg.lost) for frame in shown[1:]]
+        told.append(made)
+    for (plain, lost), (blanked, lost_too) in zip(*told, strict=True):
+        assert lost == lost_too
+        np.testing.assert_array_equal(blanked, np.where(np.isin(plain, lost), 0, plain))
+    assert any(lost for _, lost in told[0])
+
+
 def test_nothing_at_all_is_lost():
     assert LostWatch().lost([3], np.zeros((1, 2), np.float32), PIXELS) == {3}
 

@@ -17,7 +17,13 @@ Say = Callable[[str], None]
 
 
 def export(
-    folder: Path, formats: Sequence[str], resume: bool, overwrite: bool, say: Say, warn: Say
+    folder: Path,
+    formats: Sequence[str],
+    resume: bool,
+    overwrite: bool,
+    say: Say,
+    warn: Say,
+    keep_lost: bool = False,
 ) -> None:
     """Write the results in ``folder`` in each of ``formats``, names of `FORMATS`.
 
@@ -38,16 +44,21 @@ def export(
         warn(f"note: the run in '{folder}' is unfinished; its frames so far are exported")
     for name in there if overwrite else ():
         results.remove_export(name)
-    write_exports(results, formats, say)
+    write_exports(results, formats, say, keep_lost)
 
 
-def write_exports(results: Results, formats: Sequence[str], say: Say) -> None:
-    """Write ``formats`` to ``exports/``; a frame's own file that is there already is kept."""
+def write_exports(
+    results: Results, formats: Sequence[str], say: Say, keep_lost: bool = False
+) -> None:
+    """Write ``formats`` to ``exports/``; a frame's own file that is there already is kept.
+
+    keep_lost: with the pixels of objects that a frame lost.
+    """
     for name in formats:
         made = FORMATS[name]
         masks = mask_files(results.masks)
         with tqdm(masks, unit=" frames", desc=name, disable=None, leave=False) as bar:
-            for place, content in made.write(read_frame(mask) for mask in bar):
+            for place, content in made.write(read_frame(mask, not keep_lost) for mask in bar):
                 path = results.exports / place
                 if not path.parent.is_dir():
                     make_folder(path.parent)

@@ -63,6 +63,7 @@ class Run:
             "size": options.load.size,
             "memory": options.load.memory,
             "tta": options.load.tta,
+            "blank_lost": options.load.blank_lost,
             "model": f"{segmenter.model} {segmenter.model_hash}",
             "backend": segmenter.backend,
             "version": __version__,

@@ -99,8 +99,11 @@ def read_records(results: Path | str) -> Iterator[FrameRecords]:
         yield read_frame(path)
 
 
-def read_frame(path: Path) -> FrameRecords:
-    """The records of one mask NNNNN.png. Raises InputError if it cannot be read."""
+def read_frame(path: Path, blank_lost: bool = False) -> FrameRecords:
+    """The records of one mask NNNNN.png. Raises InputError if it cannot be read.
+
+    blank_lost: leave out the pixels of objects that the frame lost, which are often not theirs.
+    """
     try:
         with open_image(path, ("PNG",)) as image:
             if image.mode not in ("P", "L"):
@@ -108,6 +111,10 @@ def read_frame(path: Path) -> FrameRecords:
             ids = np.array(image, dtype=np.uint8)
             about = json.loads(getattr(image, "text", {}).get(KEY, "{}"))
             objects = {int(label): told for label, told in about.get("objects", {}).items()}
+            if blank_lost:
+                ids[
+                    np.isin(ids, [label for label, told in objects.items() if told.get("lost")])
+                ] = 0
             return FrameRecords(
                 int(path.stem),
                 about.get("time"),

@@ -133,6 +133,16 @@ def test_a_mask_of_another_program_has_no_confidence(tmp_path):
     assert record.confidence is None and record.lost is None
 
 
+def test_pixels_of_lost_objects_are_left_out(results):
+    path = results / "masks" / "00003.png"
+    ids = np.array(Image.open(path))
+    write_mask(path, ids, describe(0.12, {1: 0.9, 5: 0.4}, (5,)))
+    kept, blanked = read_frame(path).objects, read_frame(path, blank_lost=True).objects
+    assert [record.lost for record in kept] == [record.lost for record in blanked] == [False, True]
+    assert [record.area for record in kept] == [(ids == 1).sum(), (ids == 5).sum()]
+    assert [record.area for record in blanked] == [(ids == 1).sum(), 0]
+
+
 @pytest.mark.parametrize("content", [b"", b"no png", b"rgb"])
 def test_a_damaged_mask_is_an_error_of_one_line(tmp_path, content):
     path = tmp_path / "00000.png"
