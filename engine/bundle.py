@@ -269,6 +269,8 @@ def _check_values(m: Manifest) -> None:
         raise ValueError("its stages and targets do not fit together")
     if m.precision not in PRECISIONS:
         raise ValueError(f"its precision is {m.precision}")
+    if m.dynamic is not None and len(m.dynamic) != 2:
+        raise ValueError(f"its range of sizes is {m.dynamic}")
     numbers = [*m.size, m.objects, *(side for size in m.dynamic or () for side in size)]
     if not all(isinstance(n, int) and 0 < n <= _MOST_SIDE for n in numbers) or m.objects > 255:
         raise ValueError(f"its size or objects are {numbers}")
