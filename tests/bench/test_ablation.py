@@ -45,6 +45,7 @@ def test_a_short_run_warms_up_shortly():
     assert ablation.shorten(CONFIGS["mobilenetv2"], 10000).warmup == 40
 
 
+@pytest.mark.slow
 def test_an_ablation_from_end_to_end(tmp_path, monkeypatch, capsys):
     pytest.importorskip("vos_benchmark")
     data = training_folder(tmp_path / "data")

@@ -203,6 +203,7 @@ def two_boxes(monkeypatch):
     return clip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", CHECKOUTS)
 def test_a_checkout_runs_in_the_harness(tmp_path, two_boxes, style):
     root = checkout(tmp_path / "clone", style)
@@ -234,6 +235,7 @@ def test_a_checkout_runs_in_the_harness(tmp_path, two_boxes, style):
         assert "remembered 16" in printed and "remembered 17" not in printed
 
 
+@pytest.mark.slow
 def test_a_rival_without_weights_downloads_nothing(tmp_path, two_boxes):
     case = parse_rival(f"mine={checkout(tmp_path, 'cutie')}")
     rows = run.measure([case], harness.Plan(("short",), frames=6), tmp_path / "log")
@@ -241,6 +243,7 @@ def test_a_rival_without_weights_downloads_nothing(tmp_path, two_boxes):
     assert rows[0]["random_weights"] is True
 
 
+@pytest.mark.slow
 def test_a_rival_that_breaks_is_a_row(tmp_path, two_boxes):
     root = checkout(tmp_path, "xmem")
     core = root / "inference" / "inference_core.py"

@@ -201,6 +201,7 @@ def test_exporting_twice_gives_the_same_bytes(exported, tmp_path):
         assert short_hash(path(name, tmp_path)) == short_hash(path(name, folder))
 
 
+@pytest.mark.build
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_shipped_graph_is_that_of_the_shipped_weights(name):
     """Whoever changes the network or the exporter must export again: python -m engine.export."""

@@ -102,6 +102,7 @@ def test_a_calibration_of_ones_own_runs(made, clip, tmp_path):
         assert seg.step(frames[1]).any()
 
 
+@pytest.mark.slow
 @needs_vnni
 @pytest.mark.parametrize("model", [m for m in MODELS if int8_path(m).is_file()])
 def test_free_running_masks_stay_near_those_of_fp32(model, clip):

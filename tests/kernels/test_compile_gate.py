@@ -101,6 +101,7 @@ def test_every_tile(target: str) -> None:
         assert tile.resident == built.resources.resident, name
 
 
+@pytest.mark.build
 def test_parameters_are_those_of_the_code() -> None:
     """The metadata's parameters, scratch pointers included, against the PTX entry's own list."""
     for variant in gated("sm_86"):

@@ -30,6 +30,7 @@ def check_preprocess(
     assert error <= LIMIT[dtype]  # a NaN would fail this as well
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize(
     ("source", "size"),
@@ -54,6 +55,7 @@ def test_preprocess_agrees_with_pytorch(
     check_preprocess(interpreter, frame, *size, dtype)
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),

@@ -101,7 +101,7 @@ def check(result: np.ndarray, case: Case) -> float:
         (3, 1, 32, 64, (*SHARED, 1)),
         (1, 5, 128, 128, (*SHARED, 4)),
         (2, 3, 64, 192, (*NARROW, 2)),
-        (1, 2, 64, 512, (*SHARED, 16)),
+        pytest.param(1, 2, 64, 512, (*SHARED, 16), marks=pytest.mark.slow),
     ],
 )
 def test_agrees_with_float64(
@@ -179,6 +179,7 @@ def test_an_object_without_slots_reads_zeros(
     check(result, case)
 
 
+@pytest.mark.slow
 def test_many_slots(interpreter: Interpreter, rng: np.random.Generator) -> None:
     """More than 128, the chunk in which the kernel compares two objects' tables."""
     case = make(rng, SINGLE, 3, capacity=140, objects=2, reads=140, key_dim=32)

@@ -111,6 +111,7 @@ def test_another_configuration_is_refused_and_more_steps_are_announced(clips, tm
         assert other.step == 0
 
 
+@pytest.mark.slow
 def test_a_run_with_a_teacher_goes_on_as_if_unbroken(clips, tmp_path):
     """Clips, errors in the masks and sampled pixels are those of the step, not of the process."""
     config = dataclasses.replace(doubled(1), steps=4)
