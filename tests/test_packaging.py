@@ -207,15 +207,6 @@ def test_every_extra_brings_what_its_code_imports():
     assert everything <= names("dev")
 
 
-def test_version_and_licence():
-    metadata = project()
-    assert metadata["dynamic"] == ["version"]
-    assert metadata["license"] == "Apache-2.0" and metadata["license-files"] == ["LICENSE"]
-    text = (ROOT / "LICENSE").read_text()
-    assert "Apache License" in text and "Version 2.0, January 2004" in text
-    assert "END OF TERMS AND CONDITIONS" in text
-
-
 def test_the_shipped_weights_have_their_hashes():
     """Whoever changes a file must write the list anew; python -m engine.export does so."""
     told = dict(reversed(line.split()) for line in (FOLDER / SUMS).read_text().splitlines())

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 
 import pytest
 from helpers.training import training_folder
 
 from bench import ablation
-from engine.train.config import Distillation
 from engine.train.loop import Trainer
 from engine.train.recipes import CONFIGS
 
@@ -18,26 +16,6 @@ SMALL = dataclasses.replace(
     CONFIGS["noaspp"],
     phases=tuple(dataclasses.replace(p, size=(64, 96)) for p in CONFIGS["smoke"].phases),
 )
-
-
-def test_each_variant_differs_from_the_one_before_in_one_thing():
-    full = Distillation(logits=0.5, representation=0.1)
-    rows = list(ablation.variants(full).values())
-    fields = [f.name for f in dataclasses.fields(Distillation)]
-    differ = [
-        [f for f in fields if getattr(a, f) != getattr(b, f)] for a, b in itertools.pairwise(rows)
-    ]
-    assert differ == [
-        ["logits"],
-        ["representation", "omega"],
-        ["omega"],
-        ["omega"],
-        ["omega", "band"],
-    ]
-    assert [(r.logits, r.representation) for r in rows[:2]] == [(0, 0), (0.5, 0)]
-    assert [r.omega for r in rows[2:]] == [1, 0.95, 0, 0.95]
-    assert rows[3] == full, "the row without boundary sampling compares with that of equal ω"
-    assert rows[5] == dataclasses.replace(full, band=0)
 
 
 def test_a_short_run_warms_up_shortly():
