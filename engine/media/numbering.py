@@ -9,6 +9,7 @@ passed tells how many there were, if the stream has a constant rate.
 from __future__ import annotations
 
 import bisect
+from fractions import Fraction
 from typing import Any
 
 _LATE = 0.6  # of a frame's time: a packet closer than that to a picture is a part of it
@@ -38,6 +39,7 @@ class Numbering:
         self._passed: set[float] = set()  # times of those that came to nothing, of this clock
         self._order: list[float] = []  # times of the packets sent before the first picture
         self._latest = 0.0  # of the times of packets
+        self._base = Fraction(1)  # the packets' unit of time, in seconds
         self._dts: float | None = None
         self._time: float | None = None  # of the last picture
         self._steady = True
@@ -52,6 +54,7 @@ class Numbering:
             if self._dts is not None and dts < self._dts:
                 self._eras.append([])  # the clock was set back: another recording begins
             self._dts = dts
+        self._base = packet.time_base
         self._latest = float(packet.pts * packet.time_base)
         bisect.insort(self._eras[-1], self._latest)
         if self.index < 0:
@@ -76,7 +79,8 @@ class Numbering:
             self.index += 1
             self._time = None if self._time is None else self._time + self.step
             return self.index
-        time = float(picture.pts * picture.time_base)
+        # A decoder that conceals damage may leave the picture's own base open.
+        time = float(picture.pts * (picture.time_base or self._base))
         if time in self._passed:
             return None
         era = next((e for e in self._eras if self._holds(e, time)), None)

@@ -456,6 +456,8 @@ def test_a_signal_ends_the_run_in_order(run, tmp_path, video, number, times):
     with subprocess.Popen(
         [sys.executable, "-c", script, *map(str, command)], cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # A job in a shell's background begins with SIGINT ignored, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
         for _ in range(3):
             assert process.stdout.readline() == "step\n"

@@ -21,7 +21,7 @@ from engine.model import CONFIGS, load
 from engine.runtime.base import StepInput
 from engine.runtime.ort import OrtBackend
 from engine.runtime.reference import ReferenceBackend
-from engine.weights import FOLDER, available, graph_path, short_hash, weights_path
+from engine.weights import FOLDER, SUMS, available, graph_path, short_hash, weights_path
 
 SHIPPED = available()
 
@@ -68,7 +68,7 @@ def dimensions(value: onnx.ValueInfoProto) -> list[str | int]:
 
 def test_two_files_that_onnx_accepts(exported):
     name, folder = exported
-    assert {p.name for p in folder.iterdir()} == {f"{name}.onnx", f"{name}.safetensors"}
+    assert {p.name for p in folder.iterdir()} == {f"{name}.onnx", f"{name}.safetensors", SUMS}
     onnx.checker.check_model(str(graph_path(name, folder)), full_check=True)
 
 
@@ -104,7 +104,7 @@ def test_weights_are_shared_with_the_safetensors_file(exported, graph):
     used = set()
     for tensor in graph.graph.initializer:
         if tensor.data_location != TensorProto.EXTERNAL:
-            assert tensor.ByteSize() < 1024, f"'{tensor.name}' is inside the graph"
+            assert tensor.ByteSize() < 4096, f"'{tensor.name}' is inside the graph"
             continue
         place = {e.key: e.value for e in tensor.external_data}
         stored = index[tensor.name.removesuffix(".fp16")]
@@ -115,7 +115,9 @@ def test_weights_are_shared_with_the_safetensors_file(exported, graph):
         assert (tensor.data_type, stored["dtype"]) == (TensorProto.FLOAT16, "F16")
         assert list(tensor.dims) == stored["shape"]
         used.add(tensor.name.removesuffix(".fp16"))
-    assert used == index.keys() - {"__metadata__"}, "all of them, and none twice"
+    # The last convolution's few weights lie in the graph, in the order of a transposed one.
+    own = {"__metadata__", "decode.predict.weight"}
+    assert used == index.keys() - own, "all others, and none twice"
 
 
 def step_both(backends, rng, height, width, objects, reads):

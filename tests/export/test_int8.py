@@ -16,7 +16,7 @@ from engine.errors import BackendError, InputError, ModelError
 from engine.export import quantize
 from engine.media.masks import write_mask
 from engine.runtime import vnni
-from engine.weights import FOLDER, MODELS, find, int8_path
+from engine.weights import FOLDER, MODELS, find, int8_path, write_sums
 
 MODEL = "mobilevos-mobilenetv2"
 needs_vnni = pytest.mark.skipif(bool(vnni.why_no_int8()), reason=vnni.why_no_int8())
@@ -95,6 +95,7 @@ def test_no_trace_of_the_machine_it_was_made_on(made):
 def test_a_calibration_of_ones_own_runs(made, clip, tmp_path):
     for path in (*find(MODEL), made):
         shutil.copy(path, tmp_path)
+    write_sums(tmp_path)
     frames, mask = clip
     with Segmenter.load(MODEL, "cpu-int8", weights=tmp_path) as seg:
         assert seg.backend == "cpu-int8"
@@ -128,5 +129,6 @@ def test_a_graph_of_other_weights_is_refused(made, tmp_path):
     shutil.copy(made, tmp_path)
     with (tmp_path / weights.name).open("ab") as file:
         file.write(b"\0")
+    write_sums(tmp_path)
     with pytest.raises(ModelError, match=r"other weights.*engine\.export\.quantize"):
         Segmenter.load(MODEL, "cpu-int8", weights=tmp_path)
