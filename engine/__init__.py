@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from engine.options import LoadOptions
     from engine.segmenter import Segmenter, Stats
     from engine.threads import prefetch
+
+if importlib.util.find_spec("kernels.cards") is None:
+    raise ImportError(
+        "another package named 'kernels' lies in the place of this one's; install into a fresh "
+        "environment: python -m venv .venv && .venv/bin/pip install ."
+    )
 
 __version__ = "0.1.0"
 __all__ = [

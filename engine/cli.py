@@ -103,7 +103,8 @@ def _add_segment(commands: Any) -> None:
     parser.add_argument(
         "source",
         metavar="INPUT",
-        help="a video file, a folder of images, a camera's number, or a stream's URL",
+        help="a video file (- for standard input), a folder of images, a camera's number, or a "
+        "stream's URL",
     )
     first = parser.add_mutually_exclusive_group(required=True)
     first.add_argument(

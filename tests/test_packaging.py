@@ -214,6 +214,16 @@ def test_the_shipped_weights_have_their_hashes():
     assert told == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
 
 
+def test_another_package_named_kernels_is_told(tmp_path):
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").touch()
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import engine"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert "another package named 'kernels'" in run.stderr and "python -m venv" in run.stderr
+
+
 @pytest.mark.slow
 def test_the_wheel_has_all_that_runs(tmp_path):
     if importlib.util.find_spec("hatchling") is None:

@@ -18,7 +18,7 @@ import engine.commands.loop
 from engine.cli import main
 from engine.segmenter import Segmenter
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="forks")]
 
 FRAMES = 5
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.ESTALE)

@@ -126,11 +126,11 @@ class Attack:
         assert command(["segment", str(video), "--mask", str(mask), "--out", str(out)]) == 130
         FakeSegmenter.step = step  # type: ignore[method-assign]
 
-    def fuzz(self, until: float) -> None:
+    def fuzz(self, until: float, most: float = float("inf")) -> None:
         samples = self.samples()
         good = make_mask(self.folder / "small.png")
         videos = [self.folder / "samples" / name for name in ("h264.mp4", "v.h264")]
-        while time.monotonic() < until:
+        while time.monotonic() < until and self.tried["fuzz"] < most:
             what, source = self.random.choice(samples)
             work = self.folder / "work"
             shutil.rmtree(work, ignore_errors=True)
@@ -264,6 +264,12 @@ class Attack:
 REAL: Callable[..., Any] = Segmenter.load
 
 
+def use_fake() -> None:
+    """Let the command follow nothing, with a resume point after every frame."""
+    Segmenter.load = lambda options: FakeSegmenter()  # type: ignore[method-assign,assignment]
+    engine.commands.loop.RESUME_SECONDS = 0.0
+
+
 def usage() -> dict[str, float]:
     """Memory, open files and threads of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -310,8 +316,7 @@ def main() -> int:
     options = parser.parse_args()
     seed = random.SystemRandom().getrandbits(32) if options.seed is None else options.seed
     folder = Path(tempfile.mkdtemp(prefix="torture-"))
-    Segmenter.load = lambda options: FakeSegmenter()  # type: ignore[method-assign,assignment]
-    engine.commands.loop.RESUME_SECONDS = 0.0
+    use_fake()
     attack = Attack(folder, seed)
     shares = {"fuzz": 0.6, "kill": 0.25, "soak": 0.15}
     for name, share in shares.items():
