@@ -70,6 +70,7 @@ class Decoder:
         self.time_base = float(self._stream.time_base or 0)
         self.frame_count: int | None = self._stream.frames or None
         kinds = set(self._container.format.name.split(","))
+        # AVI has no time stamps but those that are made up from the order of packets.
         self._packed, self._counted = bool(kinds & _PACKED), "avi" in kinds
         seconds = 0 if live else self._container.duration or 0
         self._seconds = seconds / 1e6  # AV_TIME_BASE
@@ -96,7 +97,7 @@ class Decoder:
                 numbering.ends_at(self._last_time())
             for pictures in self._decoded():
                 for picture in pictures:
-                    index = count if self.live else numbering.came(picture)
+                    index = count if self.live or self._counted else numbering.came(picture)
                     if index is None:
                         continue
                     self.missing = numbering.missing
@@ -140,7 +141,7 @@ class Decoder:
         """Yield what each packet gives; what cannot be decoded is left to the numbering."""
         import av
 
-        came, stamped = False, True
+        came, stamped = False, not self._counted
         for packet in self._packets():
             self._numbering.sent(packet)
             stamped = stamped and (packet.pts is not None or not packet.size)
@@ -169,7 +170,7 @@ class Decoder:
             if self._packed and packet.size and (packet.pos or -1) >= 0:
                 if 0 <= self._read < packet.pos - _BETWEEN:
                     if self._counted and self._holds_less_than_it_says():
-                        self._unread = Unnumbered()  # its time stamps are but a count
+                        self._unread = Unnumbered()
                         return
                     self._numbering.hole(packet)
                 self._read = max(self._read, packet.pos + packet.size)

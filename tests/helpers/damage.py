@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +56,35 @@ def number(image: np.ndarray) -> int:
 def make(path: Path, kind: str, frames: int = 120, drop: int | None = None) -> Path:
     """Write a video of `numbered` frames, without the encoder's packet ``drop``, as if lost."""
     codec, options, form = KINDS[kind]
+    pixels = "yuv422p10le" if codec == "prores" else "yuv420p"
+    return encode(path, codec, form, pixels, options, frames, drop)
+
+
+def encode(
+    path: Path,
+    codec: str,
+    form: str,
+    pixels: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    frames: int = 120,
+    drop: int | None = None,
+    times: Sequence[int] | None = None,
+) -> Path:
+    """Write a video of `numbered` frames; ``times``, in ms, gives each its own."""
     with av.open(str(path), "w", format=form) as container:
-        stream: Any = container.add_stream(codec, rate=RATE, options=options)
+        stream: Any = container.add_stream(codec, rate=RATE, options=options or {})
         stream.height, stream.width = SIZE
-        stream.pix_fmt = "yuv422p10le" if codec == "prores" else "yuv420p"
+        stream.pix_fmt = pixels
         stream.bit_rate = 2_000_000
+        if times is not None:
+            stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
         packets = 0
         for index in range(frames + 1):
-            image = None if index == frames else numbered(index)
-            frame = None if image is None else av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame = None
+            if index < frames:
+                frame = av.VideoFrame.from_ndarray(numbered(index), format="rgb24")
+                if times is not None:
+                    frame.pts, frame.time_base = times[index], Fraction(1, 1000)
             for packet in stream.encode(frame):
                 if packets != drop:
                     container.mux(packet)
