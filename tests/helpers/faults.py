@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import io
 import os
 import tempfile
@@ -127,7 +128,13 @@ def raising(number: int) -> Callable[[], None]:
 
 
 def in_child(work: Callable[[], int]) -> int:
-    """Run ``work`` in a copy of this process; returns its exit code, negative for a signal."""
+    """Run ``work`` in a copy of this process; returns its exit code, negative for a signal.
+
+    The copy has one thread alone. So it never collects what this process has left: a codec, for
+    instance, would wait for threads that are not there.
+    """
+    gc.collect()
+    gc.freeze()
     child = os.fork()
     if child == 0:
         code = 99

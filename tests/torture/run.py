@@ -40,6 +40,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from helpers import damage  # noqa: E402
 from helpers.faults import in_child  # noqa: E402
 from helpers.media import FakeSegmenter, make_mask, make_video, picture  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
 import engine.commands.loop  # noqa: E402
 from engine.cli import main as command  # noqa: E402
@@ -81,6 +82,7 @@ class Attack:
         self.seconds: Counter[str] = Counter()
         self.found: list[dict[str, Any]] = []
         self.figures: dict[str, Any] = {}
+        self.most = float("inf")  # damaged inputs that are tried
 
     def report(self, kind: str, **what: Any) -> None:
         self.found.append({"kind": kind, **what})
@@ -126,11 +128,11 @@ class Attack:
         assert command(["segment", str(video), "--mask", str(mask), "--out", str(out)]) == 130
         FakeSegmenter.step = step  # type: ignore[method-assign]
 
-    def fuzz(self, until: float, most: float = float("inf")) -> None:
+    def fuzz(self, until: float) -> None:
         samples = self.samples()
         good = make_mask(self.folder / "small.png")
         videos = [self.folder / "samples" / name for name in ("h264.mp4", "v.h264")]
-        while time.monotonic() < until and self.tried["fuzz"] < most:
+        while time.monotonic() < until and self.tried["fuzz"] < self.most:
             what, source = self.random.choice(samples)
             work = self.folder / "work"
             shutil.rmtree(work, ignore_errors=True)
@@ -312,12 +314,15 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--only", choices=("fuzz", "kill", "soak"))
+    parser.add_argument("--most", type=int, help="damaged inputs after which the fuzz stops")
     parser.add_argument("--out", type=Path, help="write what was tried and found as JSON")
     options = parser.parse_args()
     seed = random.SystemRandom().getrandbits(32) if options.seed is None else options.seed
     folder = Path(tempfile.mkdtemp(prefix="torture-"))
     use_fake()
+    tqdm.monitor_interval = 0  # no thread beside the one that forks
     attack = Attack(folder, seed)
+    attack.most = options.most or float("inf")
     shares = {"fuzz": 0.6, "kill": 0.25, "soak": 0.15}
     for name, share in shares.items():
         if options.only in (None, name):
