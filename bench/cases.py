@@ -130,7 +130,7 @@ def make_random_weights(folder: Path) -> None:
     try:
         import torch
 
-        from engine.export.step import export
+        from engine.export.files import export
         from engine.model import create
     except ModuleNotFoundError as error:
         raise MissingExtraError("--random-weights", str(error.name), "build") from error

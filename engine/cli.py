@@ -1,4 +1,7 @@
-"""The command line: ``python -m engine segment | demo | export | evaluate | validate | info``."""
+"""The command line: ``python -m engine segment | demo | export | evaluate | validate | info``.
+
+Longer than other files, because the options of all commands stand in one place.
+"""
 
 from __future__ import annotations
 

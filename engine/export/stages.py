@@ -21,15 +21,15 @@ DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
 
 class EncodeQuery(nn.Module):
-    """Engine 1: image → key and features."""
+    """``encode_query``, its features one by one; a bundle's engine 1."""
 
     def __init__(self, model: MobileVOS) -> None:
         super().__init__()
-        self.stage = model.encode_query
+        self.model = model
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Image [1, 3, H, W] → key [N, Ck], f16, f8, f4 and compressed (`Features`)."""
-        key, features = self.stage(image)
+        key, features = self.model.encode_query(image)
         return key[0], *features
 
 

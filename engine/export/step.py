@@ -1,43 +1,21 @@
-"""Weights file and ONNX step graph of a trained network: ``python -m engine.export``.
-
-The step graph is one frame of the loop, all four stages in one, dynamic in every size. It holds no
-weights: its initialisers are external data that point into the safetensors file beside it, so that
-PyTorch and ONNX Runtime read the same bytes.
-"""
+"""The step graph: one frame of the loop, all stages in one ONNX graph, dynamic in every size."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import pickle
 from collections.abc import Mapping
-from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper, parser
-from safetensors.torch import save_file
+from onnx import helper, parser
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional as F
 
-from engine.errors import ModelError, run
 from engine.export.exporter import IR_VERSION, OPSET, PRODUCER, export_onnx
-from engine.model import (
-    CONFIGS,
-    Features,
-    MobileVOS,
-    aggregate,
-    create,
-    fuse,
-    load,
-    scores,
-    upsample_logits,
-)
+from engine.export.stages import EncodeQuery
+from engine.model import Features, MobileVOS, aggregate, scores, upsample_logits
 from engine.model.decode import Decoder
-from engine.weights import DEFAULT_MODEL, find, graph_path, weights_path, write_sums
 
 OUTPUTS = ("mask", "probabilities", "key", "value", "logits", "scores")
 WEIGHTS = "model."  # how the exporter's names of weights begin
@@ -148,19 +126,6 @@ read_memory (
   readout = Reshape(told, whole)
 }}
 """
-
-
-class EncodeQuery(nn.Module):
-    """``encode_query``, its features one by one."""
-
-    def __init__(self, model: MobileVOS) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Image [1, 3, H, W] → key [N, Ck] and the `Features`."""
-        key, features = self.model.encode_query(image)
-        return key[0], *features
 
 
 class Decode(nn.Module):
@@ -282,100 +247,3 @@ def compose(parts: Mapping[str, onnx.ModelProto]) -> onnx.ModelProto:
         ir_version=IR_VERSION,
         producer_name=PRODUCER,
     )
-
-
-def externalise(graph: onnx.ModelProto, weights: Path) -> None:
-    """Replace each initialiser that is a tensor of ``weights`` by its fp16 bytes there and a Cast.
-
-    ONNX Runtime folds the casts when it loads the graph.
-    """
-    raw = weights.read_bytes()
-    head = int.from_bytes(raw[:8], "little")
-    index = json.loads(raw[8 : 8 + head])
-    casts = []
-    for tensor in graph.graph.initializer:
-        name = tensor.name.removeprefix(WEIGHTS)
-        if name not in index:
-            continue
-        begin, end = index[name]["data_offsets"]
-        stored = np.frombuffer(raw, np.float16, offset=8 + head + begin, count=(end - begin) // 2)
-        if not np.array_equal(
-            onnx.numpy_helper.to_array(tensor).ravel(), stored.astype(np.float32)
-        ):
-            raise ModelError(f"the exporter changed the weight '{name}'; it cannot be shared")
-        casts.append(
-            helper.make_node("Cast", [f"{name}.fp16"], [tensor.name], to=TensorProto.FLOAT)
-        )
-        tensor.ClearField("raw_data")
-        tensor.name, tensor.data_type = f"{name}.fp16", TensorProto.FLOAT16
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (
-            ("location", weights.name),
-            ("offset", str(8 + head + begin)),
-            ("length", str(end - begin)),
-        ):
-            tensor.external_data.add(key=key, value=value)
-    nodes = [*casts, *graph.graph.node]
-    del graph.graph.node[:]
-    graph.graph.node.extend(nodes)
-
-
-def export(model: MobileVOS, name: str, folder: Path) -> None:
-    """Write ``NAME.safetensors`` (fp16, batch norms folded) and ``NAME.onnx`` into ``folder``."""
-    fuse(model)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = weights_path(name, folder)
-    state = {k: v.half().contiguous() for k, v in model.state_dict().items()}
-    if not all(torch.isfinite(v).all() for v in state.values()):
-        raise ModelError(f"a weight of '{name}' does not fit into fp16; it is not exported")
-    save_file(state, weights)
-    model.load_state_dict({k: v.float() for k, v in state.items()})
-    graph = step_graph(model)
-    externalise(graph, weights)
-    onnx.save(graph, graph_path(name, folder))
-    onnx.checker.check_model(str(graph_path(name, folder)), full_check=True)
-    write_sums(folder)
-
-
-def load_average(name: str, checkpoint: Path) -> MobileVOS:
-    """Make the network ``name`` with the averaged weights of a training checkpoint.
-
-    Batch norms may be folded in it or not. Raises ModelError if there are none in it.
-    """
-    model = create(name)
-    try:
-        state = torch.load(checkpoint, weights_only=True)["ema"]
-        if not any(key.endswith("running_mean") for key in state):
-            fuse(model)
-        model.load_state_dict(state)
-    except (OSError, RuntimeError, LookupError, EOFError, pickle.UnpicklingError) as error:
-        raise ModelError(
-            f"'{checkpoint}' is not a checkpoint of '{name}', or is missing or damaged "
-            f"({(str(error).splitlines() or [''])[0]}); give the checkpoint.pt of its training"
-        ) from error
-    return model
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Export the averaged weights of a training checkpoint, or the shipped ones anew."""
-    p = argparse.ArgumentParser(prog="python -m engine.export", description=__doc__)
-    p.add_argument(
-        "checkpoint",
-        type=Path,
-        nargs="?",
-        help="checkpoint.pt of python -m engine.train; default: the shipped weights",
-    )
-    p.add_argument("--model", default=DEFAULT_MODEL, choices=CONFIGS)
-    p.add_argument("--out", type=Path, default=Path("build/weights"))
-    args = p.parse_args(argv)
-
-    def work() -> None:
-        if args.checkpoint:
-            model = load_average(args.model, args.checkpoint)
-        else:
-            model = load(args.model, find(args.model)[0])
-        export(model, args.model, args.out)
-        for path in (weights_path(args.model, args.out), graph_path(args.model, args.out)):
-            print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
-
-    return run(work)

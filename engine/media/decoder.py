@@ -7,16 +7,12 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
-
 from engine.errors import DamagedVideoError, InputError, TruncatedVideoError
+from engine.media.container import told_size
 from engine.media.numbering import Numbering, Unnumbered
 
 if TYPE_CHECKING:
     from av import VideoFrame
-
-Image8 = NDArray[np.uint8]
 
 # What a local file may be: films and recordings. Playlists, which make FFmpeg open what they name,
 # are left out, and so are games' formats, whose decoders few have looked at.
@@ -280,76 +276,6 @@ def _cannot_open(error: Exception, name: str, remote: bool) -> InputError:
     )
 
 
-def told_size(path: Path) -> int:
-    """Return the size of a Matroska, AVI or MP4 file by its own headers; 0 if untold."""
-    with path.open("rb") as file:
-        head = file.read(4096)
-        if head[:4] == b"RIFF":
-            told = int.from_bytes(head[4:8], "little")
-            return 8 + told if told != 0xFFFFFFFF else 0
-        if head[:4] == b"\x1aE\xdf\xa3":
-            return _matroska_size(head)
-        return _mp4_size(file) if head[4:8] in _BOXES else 0
-
-
-def _matroska_size(head: bytes) -> int:
-    place = head.find(b"\x18S\x80g") + 4  # the Segment, which holds all but the EBML header
-    if place < 4 or place >= len(head) or not head[place]:
-        return 0
-    width = 9 - head[place].bit_length()
-    bits = 7 * width
-    told = int.from_bytes(head[place : place + width], "big") & ((1 << bits) - 1)
-    return place + width + told if told != (1 << bits) - 1 else 0  # all ones: unknown
-
-
-_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp", b"pnot"}
-
-
-def _mp4_size(file: BinaryIO) -> int:
-    """Return the end of the last box at the top level."""
-    place = 0
-    while True:
-        file.seek(place)
-        head = file.read(16)
-        if len(head) < 8:
-            return place
-        size = int.from_bytes(head[:4], "big")
-        if size == 1:
-            size = int.from_bytes(head[8:16], "big")
-        if size < 8:  # 0: up to the end of the file; less is no box
-            return 0
-        place += size
-
-
 def reason(error: Exception) -> str:
     """FFmpeg's or the system's reason in lower case, without file names and error numbers."""
     return str(getattr(error, "strerror", None) or error).rstrip(".").lower()
-
-
-def orientation(picture: VideoFrame) -> tuple[int, int, int, int]:
-    """The signs (a, b, c, d) of a picture's display matrix: x' = a·x + c·y, y' = b·x + d·y."""
-    side: Any = picture.side_data.get("DISPLAYMATRIX")
-    if side is None:
-        return (1, 0, 0, 1)
-    m = np.frombuffer(bytes(side), np.int32)[[0, 1, 3, 4]].astype(np.float64)
-    limit = 0.5 * float(np.abs(m).max())
-    a, b, c, d = (int(np.sign(v)) if abs(v) > limit else 0 for v in m)
-    # An oblique angle cannot be applied without resampling; players ignore it as well.
-    return (a, b, c, d) if abs(a * d - b * c) == 1 else (1, 0, 0, 1)
-
-
-def upright_size(picture: VideoFrame) -> tuple[int, int]:
-    """(H, W) of the picture as it is to be seen."""
-    turned = orientation(picture)[0] == 0
-    return (picture.width, picture.height) if turned else (picture.height, picture.width)
-
-
-def upright_image(picture: VideoFrame) -> Image8:
-    """The picture as contiguous uint8 RGB [H,W,3], turned as its display matrix says."""
-    # One thread: FFmpeg would start some for each picture, which costs five times the conversion.
-    image = picture.reformat(format="rgb24", threads=1).to_ndarray()
-    a, b, c, d = orientation(picture)
-    if a == 0:
-        image = image.transpose(1, 0, 2)
-        a, d = c, b
-    return np.ascontiguousarray(image[:: d or 1, :: a or 1], dtype=np.uint8)

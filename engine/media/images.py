@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from engine.errors import EngineError, InputError, TruncatedVideoError
 from engine.files import sample_digest
-from engine.media.decoder import Image8
+from engine.media.picture import Image8
 from engine.media.source import Frame, check_range, check_reached, size_change
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from engine.errors import InputError
-from engine.media.decoder import Image8
+from engine.media.picture import Image8
 
 
 @dataclass(frozen=True)

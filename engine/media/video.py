@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from engine.errors import InputError
 from engine.files import sample_digest
-from engine.media.decoder import Decoder, upright_image, upright_size
+from engine.media.decoder import Decoder
+from engine.media.picture import upright_image, upright_size
 from engine.media.source import Frame, check_range, check_reached, size_change
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.errors import OutputError
 from engine.files import create, output_errors, part_of
-from engine.media.decoder import Image8
+from engine.media.picture import Image8
 
 # MPEG-4 allows no finer clock than 1/65535; 60000 has whole ticks for 24, 25, 30 and 29.97 fps.
 _TICKS = 60000

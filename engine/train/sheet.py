@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from engine.errors import run
+from engine.files import output_errors
 from engine.media.overlay import overlay
 from engine.train.config import DEVELOPMENT, HELD_OUT
 from engine.train.data import Clips, Steps, phase_at
@@ -16,15 +18,20 @@ from engine.train.sources import packed
 from engine.train.start import RUNS
 
 
-def main() -> None:
-    """Draw 24 clips of the recipe at a step, a row each, with their masks over them."""
+def main(argv: list[str] | None = None) -> int:
+    """Draw 24 clips of a recipe, a row each, with their masks over them; returns the exit code."""
     p = argparse.ArgumentParser(prog="python -m engine.train.sheet", description=__doc__)
-    p.add_argument("--config", required=True)
+    p.add_argument("--config", required=True, choices=CONFIGS)
     p.add_argument("--davis", type=Path, nargs="+", required=True)
     p.add_argument("--stills", type=Path, required=True)
     p.add_argument("--step", type=int, default=0, help="the first step to draw from")
     p.add_argument("--out", type=Path, required=True)
-    args = p.parse_args()
+    args = p.parse_args(argv)
+    return run(lambda: draw(args))
+
+
+def draw(args: argparse.Namespace) -> None:
+    """Write the picture; raises InputError for the data, OutputError for the file."""
     config = CONFIGS[args.config]
     exclude = (*DEVELOPMENT, *HELD_OUT)
     steps = Steps(config, Clips(*packed(args.davis, args.stills, exclude, RUNS)))
@@ -36,9 +43,10 @@ def main() -> None:
         np.hstack([overlay(f, m) for f, m in zip(frames, labels, strict=True)])
         for frames, labels in clips[:24]
     ]
-    half = [np.vstack(rows[:12]), np.vstack(rows[12:])]
-    Image.fromarray(np.hstack(half)).save(args.out)
+    halves = np.hstack([np.vstack(rows[:12]), np.vstack(rows[12:])])
+    with output_errors(args.out):
+        Image.fromarray(halves).save(args.out)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -132,7 +132,7 @@ def packed(
             state = path.stat()
             marks.update(f"{path} {state.st_size} {state.st_mtime_ns}".encode())
     path = folder / f"clips-{marks.hexdigest()[:12]}.bin"
-    if not path.with_suffix(".json").is_file():
+    if not (path.is_file() and path.with_suffix(".json").is_file()):
         pack(path, [*load_davis(davis, exclude), *load_stills(stills)])
     sources = mapped(path)
     return [s for s in sources if len(s.frames) > 1], [s for s in sources if len(s.frames) == 1]

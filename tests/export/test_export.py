@@ -14,8 +14,10 @@ from helpers.networks import randomised
 from onnx import TensorProto
 
 from engine.errors import ModelError
-from engine.export import step as exporter
-from engine.export.step import externalise, step_graph
+from engine.export import exporter
+from engine.export.__main__ import main
+from engine.export.files import export, externalise
+from engine.export.step import step_graph
 from engine.geometry import Geometry
 from engine.model import CONFIGS, load
 from engine.runtime.base import StepInput
@@ -52,7 +54,7 @@ OUTPUTS = {
 def exported(request, tmp_path_factory) -> tuple[str, Path]:
     """A network with random weights, exported: its name and the folder of its two files."""
     folder = tmp_path_factory.mktemp(request.param)
-    exporter.export(randomised(request.param, seed=1), request.param, folder)
+    export(randomised(request.param, seed=1), request.param, folder)
     return request.param, folder
 
 
@@ -198,7 +200,7 @@ def test_logits_equal_pytorchs(exported, rng, objects):
 @pytest.mark.parametrize("exported", ["mobilevos-mobilenetv2-noaspp"], indirect=True)
 def test_exporting_twice_gives_the_same_bytes(exported, tmp_path):
     name, folder = exported
-    exporter.export(randomised(name, seed=1), name, tmp_path)
+    export(randomised(name, seed=1), name, tmp_path)
     for path in (weights_path, graph_path):
         assert short_hash(path(name, tmp_path)) == short_hash(path(name, folder))
 
@@ -232,7 +234,7 @@ def test_a_weight_that_does_not_fit_fp16(tmp_path, value):
     with torch.no_grad():
         model.decode.predict.weight[0, 0, 0, 0] = value
     with pytest.raises(ModelError, match="does not fit into fp16"):
-        exporter.export(model, name, tmp_path)
+        export(model, name, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -270,7 +272,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(exporter, "export", export)
     options = ["--model", name, "--out", str(tmp_path / "out")]
-    assert exporter.main([str(tmp_path / "checkpoint.pt"), *options]) == 0
+    assert main([str(tmp_path / "checkpoint.pt"), *options]) == 0
     assert all(torch.equal(v, got[k]) for k, v in model.state_dict().items())
     assert len(capsys.readouterr().out.splitlines()) == 2
 
@@ -284,7 +286,7 @@ def test_the_commands_errors_are_one_line(tmp_path, capsys, damage):
         torch.save({"step": 1}, path)
     elif damage == "another network":
         torch.save({"ema": {"x": torch.zeros(1)}}, path)
-    assert exporter.main([str(path), "--out", str(tmp_path / "out")]) == 2
+    assert main([str(path), "--out", str(tmp_path / "out")]) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith("error: ") and "checkpoint.pt" in error
     assert not (tmp_path / "out").exists()

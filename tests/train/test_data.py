@@ -14,6 +14,7 @@ from PIL import Image
 import engine.train.__main__ as command
 from engine.data.davis import Dataset
 from engine.errors import InputError
+from engine.train import sheet
 from engine.train.config import DEVELOPMENT, HELD_OUT, Phase
 from engine.train.data import MIN_AREA, Clips, Steps, pick_times, weigh
 from engine.train.sources import load_davis, packed
@@ -144,3 +145,22 @@ def test_contours_gaps_and_thin_parts_weigh_more():
     assert weights[30, 10] == weights[30, 9] == 3, "the contour"
     assert weights[30, 42] >= 4, "the gap"
     assert weights[57, 21] >= 4, "the thin part"
+
+
+def test_a_sheet_of_clips(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sheet, "RUNS", tmp_path)
+    options = [
+        "--config",
+        "smoke",
+        "--davis",
+        str(data / "davis"),
+        "--stills",
+        str(data / "stills"),
+    ]
+    assert sheet.main([*options, "--out", str(tmp_path / "clips.png")]) == 0
+    with Image.open(tmp_path / "clips.png") as picture:
+        assert picture.size == (2 * 3 * 96, 12 * 64)  # two columns of twelve clips of three frames
+        assert np.asarray(picture).std() > 20
+    assert sheet.main([*options, "--out", str(tmp_path / "no" / "clips.png")]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: cannot write")

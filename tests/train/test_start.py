@@ -145,7 +145,7 @@ def test_a_teacher_of_another_network(tmp_path):
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_checkpoints_are_exported_folded_or_not(tmp_path, fused):
-    from engine.export.step import load_average
+    from engine.export.files import load_average
 
     model = randomised("mobilevos-resnet18")
     write(tmp_path / "c.pt", fuse(model) if fused else model)
