@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from engine.errors import run
 from engine.files import output_errors
 from engine.media.overlay import overlay
 from engine.train.config import DEVELOPMENT, HELD_OUT
-from engine.train.data import Clips, Steps, phase_at
+from engine.train.data import Clips, phase_at
 from engine.train.recipes import CONFIGS
 from engine.train.sources import packed
 from engine.train.start import RUNS
@@ -24,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--config", required=True, choices=CONFIGS)
     p.add_argument("--davis", type=Path, nargs="+", required=True)
     p.add_argument("--stills", type=Path, required=True)
-    p.add_argument("--step", type=int, default=0, help="the first step to draw from")
+    p.add_argument("--step", type=int, default=0, help="the step whose phase is drawn")
     p.add_argument("--out", type=Path, required=True)
     args = p.parse_args(argv)
     return run(lambda: draw(args))
@@ -34,14 +35,12 @@ def draw(args: argparse.Namespace) -> None:
     """Write the picture; raises InputError for the data, OutputError for the file."""
     config = CONFIGS[args.config]
     exclude = (*DEVELOPMENT, *HELD_OUT)
-    steps = Steps(config, Clips(*packed(args.davis, args.stills, exclude, RUNS)))
-    clips = []
-    for step in range(args.step, args.step + 24 // phase_at(config, args.step).batch + 1):
-        batch = steps[step]
-        clips += list(zip(batch.frames, batch.labels, strict=True))
+    data = Clips(*packed(args.davis, args.stills, exclude, RUNS))
+    phase = dataclasses.replace(phase_at(config, args.step), batch=24)
+    batch = data.batch(np.random.default_rng([config.seed, args.step]), phase, config.occluder)
     rows = [
         np.hstack([overlay(f, m) for f, m in zip(frames, labels, strict=True)])
-        for frames, labels in clips[:24]
+        for frames, labels in zip(batch.frames, batch.labels, strict=True)
     ]
     halves = np.hstack([np.vstack(rows[:12]), np.vstack(rows[12:])])
     with output_errors(args.out):

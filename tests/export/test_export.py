@@ -14,8 +14,8 @@ from helpers.networks import randomised
 from onnx import TensorProto
 
 from engine.errors import ModelError
+from engine.export import __main__ as command
 from engine.export import exporter
-from engine.export.__main__ import main
 from engine.export.files import export, externalise
 from engine.export.step import step_graph
 from engine.geometry import Geometry
@@ -270,9 +270,9 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         weights_path(name, folder).write_bytes(b"w")
         graph_path(name, folder).write_bytes(b"g")
 
-    monkeypatch.setattr(exporter, "export", export)
+    monkeypatch.setattr(command, "export", export)
     options = ["--model", name, "--out", str(tmp_path / "out")]
-    assert main([str(tmp_path / "checkpoint.pt"), *options]) == 0
+    assert command.main([str(tmp_path / "checkpoint.pt"), *options]) == 0
     assert all(torch.equal(v, got[k]) for k, v in model.state_dict().items())
     assert len(capsys.readouterr().out.splitlines()) == 2
 
@@ -286,7 +286,7 @@ def test_the_commands_errors_are_one_line(tmp_path, capsys, damage):
         torch.save({"step": 1}, path)
     elif damage == "another network":
         torch.save({"ema": {"x": torch.zeros(1)}}, path)
-    assert main([str(path), "--out", str(tmp_path / "out")]) == 2
+    assert command.main([str(path), "--out", str(tmp_path / "out")]) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith("error: ") and "checkpoint.pt" in error
     assert not (tmp_path / "out").exists()
